@@ -1,0 +1,259 @@
+"""Labelled pictures: in memory or read from files, and the pair of training and held-out sets."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from argen.data.draws import Draw, as_draw
+from argen.data.transforms import Augment, Size, to_float, to_rgb, to_tensor
+from argen.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Transform = Callable[[Image.Image, Size], Image.Image]
+
+# What Pillow raises on damaged files: SyntaxError for broken PNG chunks is not a typo.
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+
+
+def read_picture(path: str | Path, size: Size, transform: Transform) -> Tensor:
+    """Decode a file to uint8 pixels (3, H, W); raises one of `UNREADABLE` when it is damaged."""
+    with Image.open(path) as image:
+        return to_tensor(transform(to_rgb(image), size))
+
+
+class ImageDataset(Dataset[dict[str, Tensor]], ABC):
+    """Labelled pictures of one size, drawn with or without augmentation.
+
+    Items are `{"image": float32 (3, H, W) in [-1, 1], "label": int64, "index": int64}`; `index` is
+    the picture that was shown. Ask with a `Draw`, or with a plain index for the bare picture.
+
+    Attributes:
+        labels: class of each picture, int64 (N,).
+        names: file or picture names, N of them.
+        size: (H, W).
+        augment: what a `Draw` with a seed does to the pixels; None for nothing.
+    """
+
+    def __init__(
+        self, labels: Tensor, names: Sequence[str], size: Size, augment: Augment | None = None
+    ) -> None:
+        if len(labels) != len(names):
+            raise ValueError(f"{len(labels)} labels, but {len(names)} names")
+        self.labels = labels.long()
+        self.names = list(names)
+        self.size = size
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, item: Draw | int) -> dict[str, Tensor]:
+        draw = as_draw(item)
+        if not 0 <= draw.index < len(self):
+            raise IndexError(f"picture {draw.index} of {len(self)}")
+        index, pixels = self.load(draw.index)
+        if draw.seed is not None and self.augment is not None:
+            pixels = self.augment(pixels, draw.seed)
+        return {
+            "image": to_float(pixels),
+            "label": self.labels[index],
+            "index": torch.tensor(index),
+        }
+
+    def pixels(self, index: int) -> Tensor:
+        """Return the bare picture, uint8 (3, H, W)."""
+        return self.load(index)[1]
+
+    @abstractmethod
+    def load(self, index: int) -> tuple[int, Tensor]:
+        """Return the index and uint8 pixels of picture `index`, or of its stand-in."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """Return a sha256 over names, labels and contents."""
+
+
+class MemoryImages(ImageDataset):
+    """Pictures held in memory as uint8 (N, 3, H, W)."""
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        names: Sequence[str],
+        augment: Augment | None = None,
+    ) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"expected uint8 (N, 3, H, W), got {images.dtype} {images.shape}")
+        super().__init__(labels, names, (images.shape[2], images.shape[3]), augment)
+        self.images = images
+
+    def load(self, index: int) -> tuple[int, Tensor]:
+        """Return the index and its pixels."""
+        return index, self.images[index]
+
+    def digest(self) -> str:
+        """Return a sha256 over names, labels and pixels."""
+        digest = _digest_of_names(self)
+        digest.update(self.images.contiguous().numpy())
+        return digest.hexdigest()
+
+
+class FileImages(ImageDataset):
+    """Pictures decoded from files when they are asked for.
+
+    A file that cannot be read is named once in a warning and replaced by the next readable picture
+    of its class. Which files failed is shared between the loader's worker processes.
+
+    Args:
+        paths: the files.
+        labels: class of each file, int64 (N,).
+        names: what to call them.
+        size: (H, W) of the pictures after `transform`.
+        transform: brings an RGB picture to (H, W).
+        sizes: bytes of each file, for the fingerprint.
+        augment: see `ImageDataset`.
+        max_bad_fraction: more unreadable files than this share of all stop the run.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        labels: Tensor,
+        names: Sequence[str],
+        size: Size,
+        transform: Transform,
+        sizes: Sequence[int],
+        augment: Augment | None = None,
+        max_bad_fraction: float = 0.01,
+    ) -> None:
+        super().__init__(labels, names, size, augment)
+        self.paths = list(paths)
+        self.transform = transform
+        self.sizes = list(sizes)
+        self.max_bad_fraction = max_bad_fraction
+        self._bad = torch.zeros(len(self.paths), dtype=torch.uint8).share_memory_()
+
+    @property
+    def bad_count(self) -> int:
+        """How many files turned out unreadable so far, in all worker processes."""
+        return int(self._bad.sum())
+
+    def load(self, index: int) -> tuple[int, Tensor]:
+        """Return the picture's index and pixels, or the next readable picture's of its class."""
+        same_class: Tensor | None = None
+        candidate, step = index, 0
+        while True:
+            if not self._bad[candidate]:
+                try:
+                    return candidate, read_picture(self.paths[candidate], self.size, self.transform)
+                except UNREADABLE as error:
+                    self._note_bad(candidate, error)
+            if same_class is None:
+                same_class = (self.labels == self.labels[index]).nonzero()[:, 0]
+                start = int(torch.searchsorted(same_class, index))
+            step += 1
+            if step == len(same_class):
+                raise UserError(
+                    f"No picture of the class of {self.names[index]} can be read: replace its "
+                    f"files."
+                )
+            candidate = int(same_class[(start + step) % len(same_class)])
+
+    def _note_bad(self, index: int, error: BaseException) -> None:
+        self._bad[index] = 1
+        log.warning("Skipped an unreadable picture: %s (%s)", self.paths[index], error)
+        bad = self._bad.nonzero()[:, 0].tolist()
+        check_bad_rate([self.paths[i] for i in bad], len(self), self.max_bad_fraction)
+
+    def digest(self) -> str:
+        """Return a sha256 over names, labels and file sizes."""
+        digest = _digest_of_names(self)
+        digest.update(",".join(map(str, self.sizes)).encode())
+        return digest.hexdigest()
+
+
+def check_bad_rate(bad: Sequence[str], total: int, max_bad_fraction: float) -> None:
+    """Raise `UserError` when more than the allowed share of files cannot be read."""
+    if len(bad) > max_bad_fraction * total:
+        shown = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
+        raise UserError(
+            f"{len(bad)} of {total} pictures cannot be read, more than max_bad_fraction="
+            f"{max_bad_fraction:g} allows: {shown}. Replace or remove them, or raise the limit."
+        )
+
+
+def _digest_of_names(dataset: ImageDataset) -> Any:
+    digest = hashlib.sha256(f"{dataset.size}\n".encode())
+    for name, label in zip(dataset.names, dataset.labels.tolist()):
+        digest.update(f"{label}\t{name}\n".encode())
+    return digest
+
+
+@dataclass
+class ImageSource:
+    """A named data set with its classes and its two sides.
+
+    Attributes:
+        name: short name, for logs and manifests.
+        classes: class names, in the order of the labels.
+        image_size: (H, W).
+        train: pictures to learn from.
+        val: held-out pictures.
+        licence: under which terms the pictures come, as far as known.
+        notes: where they come from and how they were chosen.
+        transform: how a file becomes pixels, in words.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    image_size: Size
+    train: ImageDataset
+    val: ImageDataset
+    licence: str = "unknown"
+    notes: str = ""
+    transform: str = ""
+    _manifest: dict[str, Any] | None = field(default=None, repr=False, compare=False)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Return the number of pictures of each class on each side."""
+        sides = {"train": self.train, "val": self.val}
+        tallies = {
+            side: torch.bincount(data.labels, minlength=len(self.classes)).tolist()
+            for side, data in sides.items()
+        }
+        return {side: dict(zip(self.classes, tally)) for side, tally in tallies.items()}
+
+    def manifest(self) -> dict[str, Any]:
+        """Return what identifies these pictures, as plain values for JSON.
+
+        `fingerprint` is a sha256 over names, labels and pixels (file sizes where the pictures are
+        read from files) of both sides.
+        """
+        if self._manifest is None:
+            augment = self.train.augment
+            both = f"{self.train.digest()} {self.val.digest()}"
+            self._manifest = {
+                "name": self.name,
+                "classes": list(self.classes),
+                "image_size": list(self.image_size),
+                "counts": self.counts(),
+                "transform": self.transform,
+                "augment": augment.describe() if augment else "none",
+                "licence": self.licence,
+                "notes": self.notes,
+                "fingerprint": hashlib.sha256(both.encode()).hexdigest(),
+            }
+        return dict(self._manifest)

@@ -1,0 +1,140 @@
+"""From a picture file to the pixels a network sees; every random choice is named by a seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from argen.errors import UserError
+
+Size = tuple[int, int]  # (height, width)
+
+
+def as_size(image_size: int | Sequence[int]) -> Size:
+    """Return (height, width) from one number or a pair.
+
+    Raises:
+        UserError: unless these are one or two positive whole numbers.
+    """
+    sides = [image_size] * 2 if isinstance(image_size, int) else list(image_size)
+    if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
+        raise UserError(
+            f"image_size={image_size} must be one positive number of pixels or a pair "
+            f"[height, width]."
+        )
+    return sides[0], sides[1]
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return an upright 8-bit RGB picture from any mode; transparency becomes white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Pillow would clip 16-bit grey to its lowest 256 levels.
+        levels = np.asarray(image).astype(np.int64)
+        scaled = levels // 257 if levels.size and levels.max() > 255 else levels
+        return Image.fromarray(scaled.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        paper = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(paper, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def resize(image: Image.Image, size: Size) -> Image.Image:
+    """Scale to (height, width) with Lanczos, whatever the picture's proportions."""
+    wanted = (size[1], size[0])
+    return image if image.size == wanted else image.resize(wanted, Image.Resampling.LANCZOS)
+
+
+def center_crop(image: Image.Image, size: Size) -> Image.Image:
+    """Scale until (height, width) is just covered, then cut out the centre.
+
+    While the picture is at least twice as large as needed it is halved by a box filter, then
+    scaled bicubically: the preprocessing of ADM (arXiv 2105.05233) that the ImageNet generators
+    share, extended to other proportions than square.
+    """
+    height, width = size
+    while min(image.width / width, image.height / height) >= 2:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = max(width / image.width, height / image.height)
+    covering = (
+        max(width, round(image.width * scale)),
+        max(height, round(image.height * scale)),
+    )
+    image = image.resize(covering, Image.Resampling.BICUBIC)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Return the uint8 pixels (3, H, W) of an RGB picture."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """Map uint8 pixels to float32 in [-1, 1]."""
+    return pixels.float().div_(127.5).sub_(1.0)
+
+
+def shift(pixels: Tensor, dy: int, dx: int, *, pad: str = "edge") -> Tensor:
+    """Move a picture (3, H, W) down by `dy` and right by `dx` pixels.
+
+    The strip that opens repeats the border (`edge`) or is `white`.
+    """
+    height, width = pixels.shape[-2:]
+    rows = torch.arange(-dy, height - dy)
+    columns = torch.arange(-dx, width - dx)
+    moved = pixels.index_select(-2, rows.clamp(0, height - 1))
+    moved = moved.index_select(-1, columns.clamp(0, width - 1))
+    if pad == "white":
+        moved[..., (rows < 0) | (rows >= height), :] = 255
+        moved[..., :, (columns < 0) | (columns >= width)] = 255
+    return moved
+
+
+def flip(pixels: Tensor) -> Tensor:
+    """Mirror a picture (..., W) left to right."""
+    return pixels.flip(-1)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random shift and mirror image of uint8 pixels, decided by a seed.
+
+    Attributes:
+        shift: move by up to this many pixels in each direction; 0 for none.
+        flip: mirror every second picture on average.
+        pad: what fills the strip that a shift opens, `edge` or `white`.
+    """
+
+    shift: int = 0
+    flip: bool = False
+    pad: Literal["edge", "white"] = "edge"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.shift, int) or self.shift < 0:
+            raise UserError(f"shift={self.shift} must be a number of pixels, 0 for no shift.")
+        if self.pad not in ("edge", "white"):
+            raise UserError(f"pad={self.pad!r} must be 'edge' or 'white'.")
+
+    def __call__(self, pixels: Tensor, seed: int) -> Tensor:
+        """Return the picture (3, H, W) as it looks under `seed`."""
+        rng = random.Random(seed)
+        dy, dx = (int(rng.random() * (2 * self.shift + 1)) - self.shift for _ in range(2))
+        mirrored = rng.random() < 0.5
+        if dy or dx:
+            pixels = shift(pixels, dy, dx, pad=self.pad)
+        return flip(pixels) if self.flip and mirrored else pixels
+
+    def describe(self) -> str:
+        """Return a few words for manifests."""
+        moves = [f"shift {self.shift} px ({self.pad})"] if self.shift else []
+        moves += ["mirror"] if self.flip else []
+        return " + ".join(moves) or "none"
