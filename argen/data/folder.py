@@ -1,0 +1,299 @@
+"""A user's own pictures: one sub-directory a class.
+
+    pictures/cat/001.jpg   pictures/cat/more/002.png   pictures/dog/003.webp
+
+or, with a split of the user's own, `pictures/train/cat/...` and `pictures/val/cat/...`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from argen.data.draws import hash_seed
+from argen.data.images import (
+    UNREADABLE,
+    FileImages,
+    ImageDataset,
+    ImageSource,
+    MemoryImages,
+    check_bad_rate,
+    read_picture,
+)
+from argen.data.transforms import Augment, Size, as_size, center_crop
+from argen.errors import UserError
+
+log = logging.getLogger(__name__)
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+ARRANGE = "Arrange them as FOLDER/cat/1.jpg, FOLDER/dog/2.jpg: one sub-directory a class"
+
+# "auto" decodes everything at the start below both of these: seconds, not minutes.
+CACHE_PIXEL_BYTES = 256 * 2**20
+CACHE_FILE_BYTES = 128 * 2**20
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file found on disk: its path, its path below the data folder, its class, its bytes."""
+
+    path: str
+    name: str
+    label: int
+    bytes: int
+
+
+def folder(
+    path: str | os.PathLike[str] | None = None,
+    image_size: int | Sequence[int] = 256,
+    holdout: float = 0.05,
+    seed: int = 0,
+    shift: int = 0,
+    flip: bool = True,
+    max_bad_fraction: float = 0.01,
+    cache: bool | Literal["auto"] = "auto",
+    unconditional: bool = False,
+) -> ImageSource:
+    """Return the pictures below a directory as a labelled data set.
+
+    Classes are the sub-directories that hold pictures, at any depth, sorted by name. With
+    sub-directories `train` and `val` (each with class folders) those are the two sides; otherwise
+    `holdout` of each class is held out. Pictures are scaled and centre-cropped. Unreadable files
+    are named in a warning and skipped.
+
+    Args:
+        path: the directory.
+        image_size: side in pixels, or [height, width].
+        holdout: share of each class that is held out, in (0, 1); at least one picture of a class.
+        seed: names the split.
+        shift: training pictures move by up to this many pixels.
+        flip: training pictures are mirrored half of the time.
+        max_bad_fraction: more unreadable files than this share of all is an error.
+        cache: decode all pictures at the start and keep them in memory; `auto` does so for small
+            sets. Otherwise each is decoded when it is drawn.
+        unconditional: make one class, `all`, of every picture below `path`.
+
+    Raises:
+        UserError: folder missing, empty or without pictures, one class only, too many unreadable
+            files, impossible numbers.
+    """
+    size = as_size(image_size)
+    if not 0 <= max_bad_fraction < 1:
+        raise UserError(f"max_bad_fraction={max_bad_fraction} must lie in [0, 1).")
+    if cache not in (True, False, "auto"):
+        raise UserError(f"cache={cache!r} must be auto, true or false.")
+    root = _checked_root(path)
+    sides = {entry.name: entry for entry in _directories(root)}
+    if {"train", "val"} <= set(sides) <= {"train", "val", "test"}:
+        classes, train = _scan(sides["train"], unconditional)
+        _, val = _scan(sides["val"], unconditional, classes)
+    else:
+        classes, pictures = _scan(root, unconditional)
+        train, val = _split(pictures, classes, holdout, seed, root)
+
+    everything = train + val
+    if cache == "auto":
+        pixel_bytes = 3 * size[0] * size[1] * len(everything)
+        file_bytes = sum(picture.bytes for picture in everything)
+        cache = pixel_bytes <= CACHE_PIXEL_BYTES and file_bytes <= CACHE_FILE_BYTES
+    augment = Augment(shift=shift, flip=flip)
+    bad: list[str] = []
+
+    def side(pictures: list[Picture], augment: Augment | None) -> ImageDataset:
+        if cache:
+            return _decoded(pictures, size, augment, bad)
+        return FileImages(
+            [picture.path for picture in pictures],
+            torch.tensor([picture.label for picture in pictures]),
+            [picture.name for picture in pictures],
+            size,
+            center_crop,
+            [picture.bytes for picture in pictures],
+            augment,
+            max_bad_fraction,
+        )
+
+    source = ImageSource(
+        name=root.name,
+        classes=classes,
+        image_size=size,
+        train=side(train, augment),
+        val=side(val, None),
+        notes=f"{len(everything)} files below {root}",
+        transform=f"RGB on white, scaled and centre-cropped to {size[0]}x{size[1]}",
+    )
+    check_bad_rate(bad, len(everything), max_bad_fraction)
+    if bad:
+        log.warning("%d of %d pictures were unreadable and left out.", len(bad), len(everything))
+    for name, data in (("training", source.train), ("held-out", source.val)):
+        if len(data) == 0:
+            raise UserError(f"No {name} picture in {root} can be read: replace the damaged files.")
+    return source
+
+
+def _checked_root(path: str | os.PathLike[str] | None) -> Path:
+    if path is None or not str(path).strip():
+        raise UserError("No data folder given: add data.path=FOLDER (one sub-directory a class).")
+    root = Path(path).expanduser()
+    if not root.exists():
+        near = next((parent for parent in root.parents if parent.exists()), Path("/"))
+        raise UserError(
+            f"The data folder {root} does not exist (what exists is {near.resolve()}): correct "
+            f"data.path."
+        )
+    if not root.is_dir():
+        raise UserError(f"data.path={root} is a file: give the folder that holds the pictures.")
+    root = root.resolve()
+    try:
+        empty = next(os.scandir(root), None) is None
+    except PermissionError as error:
+        raise UserError(f"The data folder {root} may not be read: {error.strerror}.") from error
+    if empty:
+        raise UserError(f"The data folder {root} is empty. {ARRANGE}.")
+    return root
+
+
+def _directories(root: Path) -> list[Path]:
+    return sorted(entry for entry in root.iterdir() if entry.is_dir() and _visible(entry.name))
+
+
+def _visible(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def _scan(
+    root: Path, unconditional: bool, expected: tuple[str, ...] | None = None
+) -> tuple[tuple[str, ...], list[Picture]]:
+    """Find the classes and pictures below `root`; `expected` gives the classes of the other side.
+
+    Raises:
+        UserError: unless there are two classes with pictures, or `unconditional` and any picture.
+    """
+    loose = _pictures(root, root, nested=False)
+    groups = [("all", loose)] if unconditional else []
+    for directory in _directories(root):
+        found = _pictures(directory, root)
+        if unconditional:
+            loose.extend(found)
+        elif found:
+            groups.append((directory.name, found))
+        else:
+            log.warning("Left out the folder %s: it holds no pictures.", directory)
+    classes = tuple(name for name, found in groups if found)
+    kinds = ", ".join(extension[1:] for extension in EXTENSIONS)
+    if not classes and not loose:
+        raise UserError(f"There are no pictures ({kinds}) in {root}. {ARRANGE}.")
+    if not classes:
+        raise UserError(
+            f"The {len(loose)} pictures of {root} lie in no class folder. {ARRANGE}; or set "
+            f"data.unconditional=true to learn them as one class."
+        )
+    if unconditional:
+        return classes, [Picture(path, name, 0, n) for path, name, n in loose]
+    if loose:
+        log.warning("Left out %d pictures directly in %s: in no class.", len(loose), root)
+    if expected is None and len(classes) == 1:
+        raise UserError(
+            f"Only one class, {classes[0]!r}, has pictures in {root}: add another class folder, "
+            f"give the folder that holds the class folders, or set data.unconditional=true."
+        )
+    unknown = sorted(set(classes) - set(expected or classes))
+    if unknown:
+        raise UserError(
+            f"{root} has classes that the training side lacks: {', '.join(unknown[:5])}. Use the "
+            f"same class folders below train and val."
+        )
+    order = expected or classes
+    return order, [
+        Picture(path, name, order.index(group), n)
+        for group, found in groups
+        for path, name, n in found
+    ]
+
+
+def _pictures(top: Path, root: Path, nested: bool = True) -> list[tuple[str, str, int]]:
+    """Return (path, path below root, bytes) of the pictures below `top`, sorted."""
+    found, seen = [], set()
+    pending = [str(top)]
+    while pending:
+        directory = pending.pop()
+        real = os.path.realpath(directory)
+        if real in seen:  # a symbolic link that leads back
+            continue
+        seen.add(real)
+        try:
+            entries = list(os.scandir(directory))
+        except OSError as error:
+            raise UserError(f"The folder {directory} cannot be read: {error.strerror}.") from error
+        for entry in entries:
+            if not _visible(entry.name):
+                continue
+            if entry.is_dir():
+                if nested:
+                    pending.append(entry.path)
+            elif entry.name.lower().endswith(EXTENSIONS):
+                try:
+                    n = entry.stat().st_size
+                except OSError:  # a dangling link: found unreadable when it is decoded
+                    n = 0
+                found.append((entry.path, os.path.relpath(entry.path, root), n))
+    return sorted(found)
+
+
+def _split(
+    pictures: list[Picture], classes: tuple[str, ...], holdout: float, seed: int, root: Path
+) -> tuple[list[Picture], list[Picture]]:
+    """Hold out the same share of each class, chosen by the hash of each name."""
+    if not 0 < holdout < 1:
+        raise UserError(f"holdout={holdout} must lie between 0 and 1, e.g. 0.05 for a twentieth.")
+    groups: list[list[Picture]] = [[] for _ in classes]
+    for picture in pictures:
+        groups[picture.label].append(picture)
+    held: set[str] = set()
+    for group in groups:
+        ranked = sorted(group, key=lambda picture: hash_seed("split", seed, picture.name))
+        count = min(max(1, round(holdout * len(group))), len(group) - 1)
+        held.update(picture.name for picture in ranked[:count])
+    if not held:
+        raise UserError(f"No class of {root} has two pictures, so none can be held out: add more.")
+    return (
+        [picture for picture in pictures if picture.name not in held],
+        [picture for picture in pictures if picture.name in held],
+    )
+
+
+def _decoded(
+    pictures: list[Picture], size: Size, augment: Augment | None, bad: list[str]
+) -> MemoryImages:
+    """Decode all pictures, naming and leaving out the unreadable; these are added to `bad`."""
+    images = torch.empty(len(pictures), 3, *size, dtype=torch.uint8)
+
+    def decode(i: int) -> str:
+        try:
+            images[i] = read_picture(pictures[i].path, size, center_crop)
+        except UNREADABLE as error:
+            return str(error) or type(error).__name__
+        return ""
+
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        problems = list(pool.map(decode, range(len(pictures))))
+    for picture, problem in zip(pictures, problems):
+        if problem:
+            log.warning("Skipped an unreadable picture: %s (%s)", picture.path, problem)
+            bad.append(picture.path)
+    good = [i for i, problem in enumerate(problems) if not problem]
+    if len(good) < len(pictures):
+        images = images[good]
+    return MemoryImages(
+        images,
+        torch.tensor([pictures[i].label for i in good], dtype=torch.long),
+        [pictures[i].name for i in good],
+        augment,
+    )
