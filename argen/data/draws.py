@@ -27,7 +27,7 @@ class Draw(NamedTuple):
         seed: key of this visit's random augmentation; None for none.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     seed: int | None
 
 

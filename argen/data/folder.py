@@ -75,7 +75,7 @@ def folder(
         seed: names the split.
         shift: training pictures move by up to this many pixels.
         flip: training pictures are mirrored half of the time.
-        max_bad_fraction: more unreadable files than this share of all is an error.
+        max_bad_fraction: more unreadable files than this share of all (and than one) is an error.
         cache: decode all pictures at the start and keep them in memory; `auto` does so for small
             sets. Otherwise each is decoded when it is drawn.
         unconditional: make one class, `all`, of every picture below `path`.

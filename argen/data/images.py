@@ -186,8 +186,11 @@ class FileImages(ImageDataset):
 
 
 def check_bad_rate(bad: Sequence[str], total: int, max_bad_fraction: float) -> None:
-    """Raise `UserError` when more than the allowed share of files cannot be read."""
-    if len(bad) > max_bad_fraction * total:
+    """Raise `UserError` when more than the allowed share of files cannot be read.
+
+    One bad file is never too many in a small data set, unless the share is 0.
+    """
+    if len(bad) > max(max_bad_fraction * total, 1 if max_bad_fraction else 0):
         shown = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
         raise UserError(
             f"{len(bad)} of {total} pictures cannot be read, more than max_bad_fraction="

@@ -1,0 +1,129 @@
+"""How code shards lie on disk; written by `code_writer`, read by `codes`.
+
+A directory holds one side of a data set (`codes/train`, `codes/val`):
+
+    plan.json            what is being made: code language, tokenizer, classes, views, sizes
+    codes-00000.npy      (items, views, ...code shape without B), smallest type that holds it
+    labels-00000.npy     int64 (items,)
+    indices-00000.npy    int64 (items,): which picture of the data set
+    manifest.json        the plan, and a sha256 of each file, once all of it is there
+
+Binary codes are packed eight to a byte. Continuous ones are floats; with `channels="mean_std"`
+each position holds C means and C standard deviations, and reading draws from them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from argen.errors import UserError
+from argen.spec import CodeSpec
+
+FORMAT = 1
+AGAIN = "run the same `argen tokenize` command again (finished shards are kept)"
+
+Channels = Literal["codes", "mean_std"]
+
+
+class Shard(NamedTuple):
+    """Items [start, stop) of the data set, stored in shard `number`."""
+
+    number: int
+    start: int
+    stop: int
+
+
+def shards_of(num_items: int, shard_size: int) -> list[Shard]:
+    """Return all shards of a data set; the last one may be smaller."""
+    return [
+        Shard(number, start, min(start + shard_size, num_items))
+        for number, start in enumerate(range(0, num_items, shard_size))
+    ]
+
+
+def storage_dtype(spec: CodeSpec, float_dtype: str = "float16") -> np.dtype:
+    """Return the smallest type that holds codes of `spec` (binary codes: eight to a byte)."""
+    if spec.kind == "continuous":
+        return np.dtype(float_dtype)
+    if spec.kind == "binary":
+        return np.dtype(np.uint8)
+    largest = max(size for segment in spec.segments for size in segment.vocab_sizes)
+    return np.dtype(np.uint8 if largest <= 2**8 else np.uint16 if largest <= 2**16 else np.int32)
+
+
+def stored_shape(spec: CodeSpec, plan: dict[str, Any], items: int) -> tuple[int, ...]:
+    """Return the shape of a shard's codes: (items, views, ...)."""
+    shape = spec.code_shape(1)[1:]
+    if spec.kind == "binary":
+        shape = (*shape[:-1], -(-shape[-1] // 8))
+    if plan["channels"] == "mean_std":
+        shape = (*shape[:-1], 2 * shape[-1])
+    return (items, len(plan["views"]), *shape)
+
+
+def shard_problem(directory: Path, plan: dict[str, Any], spec: CodeSpec, shard: Shard) -> str:
+    """Return what is wrong with a shard's files judging by headers and lengths, or nothing."""
+    items = shard.stop - shard.start
+    expected = {
+        "codes": (stored_shape(spec, plan, items), np.dtype(plan["dtype"])),
+        "labels": ((items,), np.dtype(np.int64)),
+        "indices": ((items,), np.dtype(np.int64)),
+    }
+    for what, (shape, dtype) in expected.items():
+        path = directory / f"{what}-{shard.number:05d}.npy"
+        try:
+            array = np.load(path, mmap_mode="r")
+        except FileNotFoundError:
+            return f"{path.name} is missing"
+        except (OSError, ValueError, EOFError):
+            return f"{path.name} is truncated or not an array"
+        if array.shape != shape or array.dtype != dtype:
+            return f"{path.name} holds {array.dtype} {array.shape}, expected {dtype} {shape}"
+    return ""
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a file's content, or None if there is no such file."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}): delete {path.parent} and tokenise again."
+        ) from error
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file that other processes see whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write a .npy file that is there whole, and on disk, or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            np.save(file, array)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
