@@ -1,1 +1,1 @@
-"""Pictures and codes to learn from, and the order in which they come."""
+"""Pictures and codes on disk, and the order they are drawn in."""

@@ -1,1 +1,1 @@
-"""Scores of pictures and codes: features, statistics, metrics, and the protocols that fix them."""
+"""Scoring pictures."""

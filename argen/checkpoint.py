@@ -1,0 +1,141 @@
+"""Weights in and out: safetensors for ours, guarded pickles for other people's."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from argen.errors import CheckpointError
+
+StateDict = dict[str, Tensor]
+
+
+@contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """Give a temporary path beside `path` and rename it into place on success.
+
+    A reader, or a process that dies half-way, never sees half a file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path | str, data: Any) -> None:
+    """Write indented JSON, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read JSON, with an error that names the file."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist.") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}).") from error
+
+
+def save_weights(weights: Mapping[str, Tensor], path: Path | str) -> None:
+    """Write tensors as safetensors, whole or not at all."""
+    from safetensors.torch import save_file
+
+    tensors = {k: v.detach().contiguous().cpu().clone() for k, v in weights.items()}
+    with replacing(path) as temporary:
+        save_file(tensors, str(temporary))
+
+
+def read_weights(path: Path | str, *, trust: bool = False) -> Any:
+    """Read a weight file: a state dict from safetensors, whatever the file holds otherwise.
+
+    Args:
+        path: `.safetensors`, or anything torch.save wrote.
+        trust: allow pickles that run code when loaded. Off, only tensors and plain containers
+            are read.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged or needs `trust`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist or is not a file.")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(str(path))
+        except (SafetensorError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} is damaged or cut short ({error}); copy or export it again."
+            ) from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=not trust)
+    except Exception as error:
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            raise CheckpointError(
+                f"{path} holds pickled code besides tensors, which is unsafe to load. If you trust "
+                "where it comes from, pass trust=true."
+            ) from error
+        raise CheckpointError(f"{path} cannot be read as a checkpoint ({error}).") from error
+
+
+def load_strict(
+    module: nn.Module,
+    weights: Mapping[str, Tensor],
+    *,
+    source: str,
+    may_miss: Iterable[str] = (),
+) -> None:
+    """Load a state dict, every key of it, into a module.
+
+    Args:
+        module: receives the weights.
+        weights: its state dict.
+        source: where they come from, for the message.
+        may_miss: prefixes of keys the file may leave out (frozen parts stored elsewhere).
+
+    Raises:
+        CheckpointError: naming the first three missing, unexpected or misshapen keys.
+    """
+    own = module.state_dict()
+    missing = [k for k in own if k not in weights and not k.startswith(tuple(may_miss))]
+    extra = [k for k in weights if k not in own]
+    misshapen = [
+        f"{k} {tuple(weights[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in own
+        if k in weights and weights[k].shape != own[k].shape
+    ]
+    problems = [
+        f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for what, keys in (
+            ("missing", missing),
+            ("unexpected", extra),
+            ("of another shape", misshapen),
+        )
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{source} does not fit {type(module).__name__}: {'; '.join(problems)}. It was made "
+            "for another model or configuration."
+        )
+    module.load_state_dict(dict(weights), strict=not tuple(may_miss))

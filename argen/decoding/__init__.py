@@ -1,0 +1,1 @@
+"""Decoding strategies: how the codes of a picture are drawn."""

@@ -1,0 +1,64 @@
+"""The decoding contract: a strategy that drives a generator until every code is drawn."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from argen.decoding.filters import Filters
+from argen.decoding.guidance import Guidance
+from argen.generators.base import Generator
+from argen.generators.conditioning import Cond
+from argen.layers.noise import Noise
+
+
+@dataclass
+class DecodeResult:
+    """Drawn codes and what they cost.
+
+    Attributes:
+        codes: (B, L), (B, L, G), (B, L, bits) or (B, L, C), as the generator's spec says.
+        passes: network passes made.
+        accepted: codes committed by each pass and sample, (passes, B), where a strategy varies it.
+    """
+
+    codes: Tensor
+    passes: int
+    accepted: Tensor | None = None
+
+
+class Observer(Protocol):
+    """Is told of finished codes as they come; used by previews, progress and tests."""
+
+    def __call__(self, positions: Tensor, codes: Tensor, params: Tensor) -> None:
+        """Receive the positions (n,), codes (B, n, ...) and guided parameters of a group."""
+
+
+class Decoder(ABC):
+    """A sampling strategy.
+
+    Attributes:
+        exact: whether its codes follow the generator's own distribution exactly.
+    """
+
+    exact: bool
+
+    @abstractmethod
+    def check(self, generator: Generator) -> None:
+        """Raise `IncompatibleError`, naming what would fit, if it cannot drive `generator`."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        generator: Generator,
+        cond: Cond,
+        *,
+        guidance: Guidance,
+        filters: Filters,
+        noise: Noise,
+        observer: Observer | None = None,
+    ) -> DecodeResult:
+        """Draw the codes of B = len(cond) samples."""

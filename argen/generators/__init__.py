@@ -1,0 +1,1 @@
+"""Generators: networks that model codes group by group."""

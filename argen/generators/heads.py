@@ -1,0 +1,129 @@
+"""Output heads: from the network's hidden vectors to a distribution over one group's codes.
+
+A head owns the loss and the draw; guidance weight, logit filters and noise come from outside.
+Under guidance the rows of `params` are doubled: the conditional half first, then the null half.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from argen.layers.noise import Noise
+
+Filter = Callable[[Tensor], Tensor]
+
+
+class Head(nn.Module, ABC):
+    """From hidden vectors (B, n, D) to codes; `params` is whatever `forward` returns."""
+
+    @abstractmethod
+    def forward(self, hidden_BnD: Tensor) -> Tensor:
+        """Return the parameters of the distribution of each position."""
+
+    @abstractmethod
+    def loss(self, params: Tensor, target: Tensor, **draws: Any) -> Tensor:
+        """Return the loss of each position (B, n)."""
+
+    @abstractmethod
+    def sample(
+        self,
+        params: Tensor,
+        *,
+        weight: float | Tensor | None,
+        filters: Filter,
+        noise: Noise,
+        positions: Tensor,
+    ) -> Tensor:
+        """Draw the codes of a group.
+
+        Args:
+            params: from `forward`; 2B rows when `weight` is given.
+            weight: guidance weight, a number or (n,) or (B, n); None when not guided.
+            filters: maps guided logits to filtered ones (identity for continuous heads).
+            noise: draws keyed by sample and position.
+            positions: positions of the group, long (n,) or (B, n).
+
+        Returns:
+            codes (B, n), (B, n, G) or (B, n, C).
+        """
+
+
+def guide(params: Tensor, weight: float | Tensor | None) -> Tensor:
+    """Combine doubled rows: null + weight (cond - null), in float32; plain rows pass unchanged.
+
+    Args:
+        params: (2B, n, ...) with the conditional rows first, or (B, n, ...) when not guided.
+        weight: None, a number, or a tensor (n,) or (B, n).
+    """
+    params = params.float()
+    if weight is None:
+        return params
+    cond, null = params.chunk(2)
+    if isinstance(weight, Tensor):
+        weight = weight.reshape(*weight.shape, *(1,) * (params.ndim - 2))
+    elif weight == 1.0:
+        return cond
+    return null + weight * (cond - null)
+
+
+def draw_categorical(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Draw by inverting the cumulative distribution.
+
+    Args:
+        logits: (..., V), float32; -inf excludes a token.
+        uniform: (...), in (0, 1).
+
+    Returns:
+        ids (...), long.
+    """
+    cdf = torch.softmax(logits, dim=-1).cumsum(-1)
+    # Scaling by the last entry keeps rounding from pointing past the end, and `right=True`
+    # never picks a token of probability zero.
+    target = (uniform[..., None] * cdf[..., -1:]).to(cdf.dtype)
+    ids = torch.searchsorted(cdf, target, right=True)[..., 0]
+    last = (cdf < cdf[..., -1:]).sum(-1)
+    return torch.minimum(ids, last)
+
+
+class CategoricalHead(Head):
+    """Softmax over a vocabulary of V codes.
+
+    Args:
+        dim: width D of the hidden vectors.
+        vocab_size: V.
+        bias: bias of the output projection.
+    """
+
+    def __init__(self, dim: int, vocab_size: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, vocab_size, bias=bias)
+
+    def forward(self, hidden_BnD: Tensor) -> Tensor:
+        """Return float32 logits (B, n, V)."""
+        return self.proj(hidden_BnD).float()
+
+    def loss(self, params: Tensor, target: Tensor, **draws: Any) -> Tensor:
+        """Return the cross entropy in nats, (B, n)."""
+        return F.cross_entropy(params.flatten(0, 1), target.flatten(), reduction="none").view(
+            target.shape
+        )
+
+    def sample(
+        self,
+        params: Tensor,
+        *,
+        weight: float | Tensor | None,
+        filters: Filter,
+        noise: Noise,
+        positions: Tensor,
+    ) -> Tensor:
+        """Draw ids (B, n)."""
+        logits = filters(guide(params, weight))
+        uniform = noise.uniform(positions).to(logits.device)
+        return draw_categorical(logits, uniform.expand(logits.shape[:-1]))

@@ -1,0 +1,117 @@
+"""Multi-head self-attention with grouped key/value heads, rotary positions and a cache."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from argen.errors import UserError
+from argen.layers.cache import KVCache, Window
+from argen.layers.norms import RMSNorm
+from argen.layers.rope import apply_rope
+
+
+class SelfAttention(nn.Module):
+    """Self-attention over (B, L, D) with one fused projection whose rows are ordered q, k, v.
+
+    Args:
+        dim: model width D.
+        heads: number of query heads.
+        kv_heads: number of key/value heads; fewer than `heads` shares each among several queries
+            (grouped-query attention, arXiv 2305.13245).
+        bias: biases in the projections.
+        qk_norm: RMS-normalise queries and keys per head before the rotation.
+        dropout: dropout rate of the output projection.
+        attention_dropout: dropout rate of the attention weights.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        kv_heads: int | None = None,
+        bias: bool = False,
+        qk_norm: bool = False,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        kv_heads = heads if kv_heads is None else kv_heads
+        if dim % heads or heads % kv_heads:
+            raise UserError(
+                f"Width {dim} must be divisible by {heads} heads, and these by {kv_heads} "
+                "key/value heads."
+            )
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
+        self.attention_dropout = attention_dropout
+        self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
+        self.out = nn.Linear(dim, dim, bias=bias)
+        self.q_norm = RMSNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        *,
+        rope: Tensor | None = None,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        window: Window | None = None,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            x_BLD: the tokens.
+            rope: rotary rows of these tokens, (L, hd/2, 2) or (B, 1, L, hd/2, 2).
+            mask: boolean, broadcastable to (B, heads, L, keys); true where a query may look.
+            causal: attend causally without a mask (ignored when `mask` is given).
+            cache: where keys and values of earlier tokens are; needs `window`.
+            layer: this layer's index in the cache.
+            window: where in the cache these tokens go.
+        """
+        B, L, D = x_BLD.shape
+        sizes = (D, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim)
+        q, k, v = self.qkv(x_BLD).split(sizes, dim=-1)
+        q = self.q_norm(q.view(B, L, self.heads, self.head_dim)).transpose(1, 2)  # B heads L hd
+        k = self.k_norm(k.view(B, L, self.kv_heads, self.head_dim)).transpose(1, 2)  # B kv L hd
+        v = v.view(B, L, self.kv_heads, self.head_dim).transpose(1, 2)
+        if rope is not None:
+            q, k = apply_rope(q, rope), apply_rope(k, rope)
+        if cache is not None:
+            if window is None:
+                raise ValueError("Attention with a cache needs the window of the new tokens.")
+            k, v = cache.write(layer, k, v, window)
+            k, v = k.to(q.dtype), v.to(q.dtype)
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.attention_dropout if self.training else 0.0,
+            is_causal=causal and mask is None,
+            enable_gqa=self.kv_heads != self.heads,
+        )
+        y_BLD = y.transpose(1, 2).reshape(B, L, D)
+        return self.dropout(self.out(y_BLD))
+
+
+def manual_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention written out, the reference that the fused kernels are tested against.
+
+    Args:
+        q: queries (B, heads, L, hd).
+        k: keys (B, kv heads, M, hd).
+        v: values (B, kv heads, M, hd).
+        mask: boolean, true where a query may look.
+    """
+    repeats = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+    weights = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if mask is not None:
+        weights = weights.masked_fill(~mask, float("-inf"))
+    return torch.softmax(weights.float(), dim=-1).to(v.dtype) @ v

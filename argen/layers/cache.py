@@ -1,0 +1,86 @@
+"""The key/value cache: an explicit, static buffer with a length counter per row.
+
+The cache is never module state. A pass writes a window of new tokens, then attends over the slots
+below its reach. Nothing is ever erased: a rolled-back slot is overwritten before any query can see
+it, because queries see only slots up to their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where the tokens of one pass go.
+
+    Attributes:
+        start: first slot, one number when all rows agree, else a long tensor (R,).
+        n: number of new tokens.
+        reach: number of slots the pass may look at: the largest start + n, known on the host.
+    """
+
+    start: int | Tensor
+    n: int
+    reach: int
+
+    def slots(self, device: torch.device) -> Tensor:
+        """Return the slots of the new tokens, (n,) or (R, n)."""
+        steps = torch.arange(self.n, device=device)
+        return self.start + steps if isinstance(self.start, int) else self.start[:, None] + steps
+
+
+class KVCache:
+    """Keys and values of all layers, (R rows, kv heads, S slots, head width) each.
+
+    Args:
+        layers: number of layers.
+        rows: number of rows R; guided sampling uses two rows a picture.
+        heads: number of key/value heads.
+        slots: number of slots S, allocated once.
+        head_dim: width of a head.
+        dtype: type of the stored keys and values.
+        device: where they live.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        rows: int,
+        heads: int,
+        slots: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (layers, rows, heads, slots, head_dim)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+
+    @property
+    def slots(self) -> int:
+        """Number of slots S."""
+        return self.keys.shape[3]
+
+    def write(
+        self, layer: int, k_RHnd: Tensor, v_RHnd: Tensor, window: Window
+    ) -> tuple[Tensor, Tensor]:
+        """Store a window and return the keys and values (R, heads, reach, head width) below it."""
+        keys, values = self.keys[layer], self.values[layer]
+        if isinstance(window.start, int):
+            keys[:, :, window.start : window.start + window.n] = k_RHnd
+            values[:, :, window.start : window.start + window.n] = v_RHnd
+        else:
+            index = window.slots(keys.device)[:, None, :, None].expand_as(k_RHnd)
+            keys.scatter_(2, index, k_RHnd.to(keys.dtype))
+            values.scatter_(2, index, v_RHnd.to(values.dtype))
+        return keys[:, :, : window.reach], values[:, :, : window.reach]
+
+    def gather(self, rows: Tensor) -> None:
+        """Reorder or duplicate rows: row i becomes the old row `rows[i]`."""
+        self.keys = self.keys[:, rows]
+        self.values = self.values[:, rows]

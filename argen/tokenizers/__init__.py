@@ -1,0 +1,1 @@
+"""Tokenizers: images to codes and back."""

@@ -1,0 +1,311 @@
+"""The 2-D convolutional autoencoder with a quantiser in its middle.
+
+One configurable network for the VQGAN line (taming arXiv 2012.09841, LlamaGen arXiv 2406.06525,
+MaskGIT arXiv 2202.04200): they differ in where attention stands, how levels are resampled, which
+convolutions have biases, and in the quantiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from argen.errors import UserError
+from argen.layers.conv import AttentionBlock, Downsample, ResBlock, Upsample, group_norm
+from argen.layers.noise import Noise
+from argen.spec import CodeSpec, Segment
+from argen.tokenizers.base import Tokenizer, TokenizerOutput, as_size
+from argen.tokenizers.quantizers.base import Quantizer
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, each followed by attention where asked, then resampling."""
+
+    def __init__(
+        self, blocks: list[ResBlock], attentions: list[AttentionBlock], resample: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.attentions = nn.ModuleList(attentions)
+        self.resample = resample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in, h, w) to (B, out, h', w')."""
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if len(self.attentions):
+                x = self.attentions[i](x)
+        return x if self.resample is None else self.resample(x)
+
+
+def middle(
+    channels: int, *, blocks: int, attention: bool, bias: bool, dropout: float, norm_groups: int
+) -> nn.Sequential:
+    """Return the blocks at the lowest resolution, with one attention after the first if asked."""
+    parts: list[nn.Module] = [
+        ResBlock(channels, channels, bias=bias, dropout=dropout, norm_groups=norm_groups)
+        for _ in range(blocks)
+    ]
+    if attention:
+        parts.insert(1, AttentionBlock(channels, norm_groups=norm_groups))
+    return nn.Sequential(*parts)
+
+
+class Encoder(nn.Module):
+    """Image to latent map, from high to low resolution.
+
+    Args:
+        channels: base width.
+        multipliers: width multiplier of each level; there are len - 1 halvings.
+        blocks: residual blocks a level.
+        out_channels: channels of the latent map.
+        in_channels: channels of the image.
+        attention_levels: levels (0 is the highest resolution, -1 the lowest) with attention.
+        middle_attention: attention between the middle blocks.
+        middle_blocks: residual blocks in the middle.
+        downsample: see `Downsample`.
+        bias: biases of the residual blocks and of the first convolution.
+        shortcut: see `ResBlock`.
+        out_kernel: kernel of the last convolution, 3 or 1.
+        dropout: dropout in the residual blocks.
+        norm_groups: groups of the norms.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        out_channels: int,
+        in_channels: int = 3,
+        attention_levels: Sequence[int] = (),
+        middle_attention: bool = True,
+        middle_blocks: int = 2,
+        downsample: str = "conv_asymmetric",
+        bias: bool = True,
+        shortcut: str = "input",
+        out_kernel: int = 3,
+        dropout: float = 0.0,
+        norm_groups: int = 32,
+    ) -> None:
+        super().__init__()
+        count = len(multipliers)
+        with_attention = {level % count for level in attention_levels}
+        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1, bias=bias)
+        levels, width = [], channels
+        for i, multiplier in enumerate(multipliers):
+            residual, attentions = [], []
+            for _ in range(blocks):
+                residual.append(
+                    ResBlock(
+                        width,
+                        channels * multiplier,
+                        bias=bias,
+                        dropout=dropout,
+                        norm_groups=norm_groups,
+                        shortcut=shortcut,
+                    )
+                )
+                width = channels * multiplier
+                if i in with_attention:
+                    attentions.append(AttentionBlock(width, norm_groups=norm_groups))
+            last = i == count - 1
+            levels.append(
+                Level(residual, attentions, None if last else Downsample(width, kind=downsample))
+            )
+        self.levels = nn.ModuleList(levels)
+        self.middle = middle(
+            width,
+            blocks=middle_blocks,
+            attention=middle_attention,
+            bias=bias,
+            dropout=dropout,
+            norm_groups=norm_groups,
+        )
+        self.norm_out = group_norm(width, groups=norm_groups)
+        self.conv_out = nn.Conv2d(width, out_channels, out_kernel, padding=out_kernel // 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, H, W) to (B, out_channels, h, w)."""
+        x = self.conv_in(images)
+        for level in self.levels:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.middle(x))))
+
+
+class Decoder(nn.Module):
+    """Latent map to image, from low to high resolution; arguments as in `Encoder`.
+
+    Args:
+        channels: base width.
+        multipliers: width multiplier of each level, from the HIGHEST resolution down, as in the
+            encoder; levels run in the reverse order.
+        blocks: residual blocks a level.
+        in_channels: channels of the latent map.
+        out_channels: channels of the image.
+        attention_levels: levels with attention, numbered as `multipliers`.
+        middle_attention: attention between the middle blocks.
+        middle_blocks: residual blocks in the middle.
+        upsample: see `Upsample`.
+        bias: biases of the residual blocks.
+        shortcut: see `ResBlock`.
+        dropout: dropout in the residual blocks.
+        norm_groups: groups of the norms.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        in_channels: int,
+        out_channels: int = 3,
+        attention_levels: Sequence[int] = (),
+        middle_attention: bool = True,
+        middle_blocks: int = 2,
+        upsample: str = "nearest",
+        bias: bool = True,
+        shortcut: str = "input",
+        dropout: float = 0.0,
+        norm_groups: int = 32,
+    ) -> None:
+        super().__init__()
+        count = len(multipliers)
+        with_attention = {level % count for level in attention_levels}
+        width = channels * multipliers[-1]
+        self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.middle = middle(
+            width,
+            blocks=middle_blocks,
+            attention=middle_attention,
+            bias=bias,
+            dropout=dropout,
+            norm_groups=norm_groups,
+        )
+        levels = []
+        for i in reversed(range(count)):
+            residual, attentions = [], []
+            for _ in range(blocks):
+                residual.append(
+                    ResBlock(
+                        width,
+                        channels * multipliers[i],
+                        bias=bias,
+                        dropout=dropout,
+                        norm_groups=norm_groups,
+                        shortcut=shortcut,
+                    )
+                )
+                width = channels * multipliers[i]
+                if i in with_attention:
+                    attentions.append(AttentionBlock(width, norm_groups=norm_groups))
+            levels.append(
+                Level(residual, attentions, None if i == 0 else Upsample(width, kind=upsample))
+            )
+        self.levels = nn.ModuleList(levels)
+        self.norm_out = group_norm(width, groups=norm_groups)
+        self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map (B, in_channels, h, w) to images (B, 3, H, W)."""
+        x = self.middle(self.conv_in(z))
+        for level in self.levels:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class CNNTokenizer(Tokenizer):
+    """Encoder, 1x1 projection, quantiser on every pixel of the latent map, and back.
+
+    Args:
+        encoder: image to latent map.
+        decoder: latent map to image.
+        quantizer: works on the channels of each latent pixel.
+        image_size: side, or (H, W), that the spec describes; other sizes encode too.
+        projection: put 1x1 convolutions between the networks and the quantiser; needed when the
+            latent width is not the quantiser's.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: Encoder,
+        decoder: Decoder,
+        quantizer: Quantizer,
+        image_size: int | tuple[int, int],
+        projection: bool = True,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.quantizer = encoder, decoder, quantizer
+        self.image_size = as_size(image_size)
+        self.factor = 2 ** (len(encoder.levels) - 1)
+        latent, wanted = encoder.conv_out.out_channels, decoder.conv_in.in_channels
+        if not projection and not latent == quantizer.dim == wanted:
+            raise UserError(
+                f"Without projection the latent width {latent}, the quantiser's {quantizer.dim} "
+                f"and the decoder's {wanted} must agree; set projection=true."
+            )
+        self.quant_conv = nn.Conv2d(latent, quantizer.dim, 1) if projection else nn.Identity()
+        self.post_quant_conv = nn.Conv2d(quantizer.dim, wanted, 1) if projection else nn.Identity()
+        if any(side % self.factor for side in self.image_size):
+            raise UserError(
+                f"image_size {self.image_size[0]}x{self.image_size[1]} is not divisible by the "
+                f"tokenizer's factor {self.factor}."
+            )
+
+    @property
+    def spec(self) -> CodeSpec:
+        """One grid of (H / factor, W / factor) codes."""
+        grid = (self.image_size[0] // self.factor, self.image_size[1] // self.factor)
+        segment = Segment(grid, vocab_sizes=self.quantizer.vocab_sizes, dim=self.quantizer.dim)
+        return CodeSpec("discrete", (segment,))
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Return the latent vectors (B, h, w, C) that are quantised."""
+        return self.quant_conv(self.encoder(images)).permute(0, 2, 3, 1)
+
+    def encode(
+        self, images: Tensor, *, noise: Noise | None = None, text: Tensor | None = None
+    ) -> Tensor:
+        """Return ids (B, h * w), or (B, h * w, G), in raster order."""
+        self.check_images(images)
+        ids = self.quantizer(self.latents(images)).ids
+        return ids.flatten(1, 2)
+
+    def decode(
+        self,
+        codes: Tensor,
+        *,
+        length: int | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        noise: Noise | None = None,
+        text: Tensor | None = None,
+    ) -> Tensor:
+        """Return images (B, 3, H, W) of ids that follow `spec`."""
+        self.require_plain_decode(length=length, steps=steps, guidance=guidance)
+        self.spec.check(codes)
+        return self.decode_latents(self.quantizer.lookup(codes.unflatten(1, self.spec.grid)))
+
+    def decode_latents(self, z: Tensor) -> Tensor:
+        """Return images of quantised vectors (B, h, w, C)."""
+        return self.decoder(self.post_quant_conv(z.permute(0, 3, 1, 2)))
+
+    def forward(self, images: Tensor, *, noise: Noise | None = None) -> TokenizerOutput:
+        """Reconstruct images (B, 3, H, W)."""
+        z = self.latents(images)
+        quantized = self.quantizer(z)
+        return TokenizerOutput(
+            images=self.decode_latents(quantized.z),
+            losses=quantized.losses,
+            ids=quantized.ids,
+            latents=z,
+        )
+
+    def last_layer(self) -> Tensor:
+        """Return the weight of the last convolution."""
+        return self.decoder.conv_out.weight

@@ -1,0 +1,1 @@
+"""Quantisers: vectors to codes, one file each."""

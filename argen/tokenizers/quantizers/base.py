@@ -1,0 +1,68 @@
+"""The quantiser contract: one return type for every way of turning vectors into codes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Quantized:
+    """What a quantiser returns.
+
+    Attributes:
+        z: quantised vectors, same shape as the input, with gradients passed straight through.
+        ids: long (...,) or (..., G); None when codes cannot be enumerated.
+        losses: named scalars, unweighted; the training recipe weighs them.
+        codes: raw codes where they are not ids (bits, continuous latents).
+    """
+
+    z: Tensor
+    ids: Tensor | None
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    codes: Tensor | None = None
+
+
+class Quantizer(nn.Module, ABC):
+    """Quantises vectors on the last axis, (..., C); layouts are the tokenizer's affair.
+
+    Attributes:
+        dim: width C of the vectors it takes and gives.
+        vocab_sizes: one entry per sub-token of an id; empty when codes cannot be enumerated.
+    """
+
+    dim: int
+    vocab_sizes: tuple[int, ...]
+
+    @abstractmethod
+    def forward(self, z: Tensor) -> Quantized:
+        """Quantise `z` (..., C); computed in float32 whatever the autocast type."""
+
+    @abstractmethod
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Return the vectors (..., C) of ids (...,) or (..., G)."""
+
+
+def straight_through(z: Tensor, quantized: Tensor) -> Tensor:
+    """Return `quantized` in value with the gradient of `z` (arXiv 1308.3432)."""
+    return z + (quantized - z).detach()
+
+
+def nearest_code(z_NC: Tensor, codebook_KC: Tensor, *, max_elements: int = 1 << 25) -> Tensor:
+    """Return the row of the codebook nearest to each vector, long (N,).
+
+    Works in chunks of N so that the distance matrix never holds more than `max_elements` numbers,
+    and never builds an N x K x C tensor.
+    """
+    squares_K = codebook_KC.square().sum(-1)
+    rows = max(1, max_elements // codebook_KC.shape[0])
+    found = [
+        torch.addmm(squares_K, chunk, codebook_KC.T, beta=1.0, alpha=-2.0)
+        .add_(chunk.square().sum(-1, keepdim=True))
+        .argmin(-1)
+        for chunk in z_NC.detach().split(rows)
+    ]
+    return torch.cat(found) if found else z_NC.new_zeros(0, dtype=torch.long)

@@ -1,0 +1,1 @@
+"""Lightning tasks, the only place that imports Lightning."""
