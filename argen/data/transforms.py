@@ -23,7 +23,7 @@ def as_size(image_size: int | Sequence[int]) -> Size:
     Raises:
         UserError: unless these are one or two positive whole numbers.
     """
-    sides = [image_size] * 2 if isinstance(image_size, int) else list(image_size)
+    sides = list(image_size) if isinstance(image_size, Sequence) else [image_size] * 2
     if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
         raise UserError(
             f"image_size={image_size} must be one positive number of pixels or a pair "
