@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from argen.errors import UserError
-from argen.evaluation.pictures import to_uint8
+from argen.evaluation.pictures import to_float, to_uint8
 from argen.spec import CodeSpec
 
 
@@ -78,46 +78,60 @@ def class_agreement(
     return float((found == labels.to(found.device)).double().mean())
 
 
-def nearest_rmse(generated: Tensor, references: Tensor, *, chunk: int = 1024) -> Tensor:
+def nearest_rmse(
+    generated: Tensor, references: Tensor | Iterable[Tensor], *, chunk: int = 1024
+) -> Tensor:
     """Return the RMSE (N,) of each picture to its nearest reference, on the [0, 1] scale.
 
     Args:
-        generated: (N, 3, H, W) in [-1, 1].
-        references: (M, 3, H, W) in [-1, 1].
-        chunk: pictures a matrix product; memory is two chunks of pictures and one square.
+        generated: (N, 3, H, W) in [-1, 1] or uint8.
+        references: (M, 3, H, W) in [-1, 1] or uint8, or batches of them: they need not fit in
+            memory at once.
+        chunk: pictures on each side of a matrix product.
 
     Raises:
         UserError: pictures of different size, or no reference.
     """
-    if generated.shape[1:] != references.shape[1:] or references.shape[0] == 0:
-        raise UserError(
-            f"Cannot look for copies of {tuple(references.shape)} in {tuple(generated.shape)}: "
-            "both must hold pictures of one size."
-        )
-    nearest = []
-    for g in generated.split(chunk):
-        g = g.float().flatten(1)  # (n, P)
-        best = torch.full((g.shape[0],), math.inf, device=g.device)
-        index = torch.zeros(g.shape[0], dtype=torch.long, device=g.device)
-        for start in range(0, references.shape[0], chunk):
-            r = references[start : start + chunk].to(g.device).float().flatten(1)  # (m, P)
-            # |g - r|^2 without the |g|^2 that all references share.
-            score, where = (r.square().sum(1) - 2 * g @ r.T).min(1)
-            better = score < best
-            best = torch.where(better, score, best)
-            index = torch.where(better, where + start, index)
-        # The product form cancels; the winner's distance is taken again, directly.
-        r = references[index.to(references.device)].to(g.device).float().flatten(1)
-        nearest.append((g - r).square().mean(1).sqrt() / 2)
-    return torch.cat(nearest) if nearest else torch.zeros(0)
+    best = torch.full((generated.shape[0],), math.inf)
+    nearest = torch.full((generated.shape[0],), math.inf)
+    for batch in [references] if isinstance(references, Tensor) else references:
+        if generated.shape[1:] != batch.shape[1:]:
+            raise UserError(
+                f"Cannot look for copies among pictures {tuple(batch.shape[1:])} of samples "
+                f"{tuple(generated.shape[1:])}: both must have one size."
+            )
+        for r in batch.split(chunk):
+            r_MP = _flat(r)
+            half_norm_M = r_MP.square().sum(1) / 2
+            for start in range(0, generated.shape[0], chunk):
+                g_NP = _flat(generated[start : start + chunk])
+                # |g - r|^2 / 2 without the |g|^2 that all references share.
+                score_N, index_N = torch.addmm(half_norm_M, g_NP, r_MP.T, alpha=-1).min(1)
+                rows = (score_N < best[start : start + chunk]).nonzero()[:, 0]
+                best[start + rows] = score_N[rows]
+                # The product form cancels; the winner's distance is taken again, directly.
+                gap = g_NP[rows] - r_MP[index_N[rows]]
+                nearest[start + rows] = gap.square().mean(1).sqrt() / 2
+    if generated.shape[0] and bool(nearest.isinf().all()):
+        raise UserError("There is no reference picture to look for copies of.")
+    return nearest
 
 
-def near_copies(generated: Tensor, references: Tensor, threshold: float = 0.05) -> float:
+def _flat(images_B3HW: Tensor) -> Tensor:
+    images = images_B3HW.cpu()
+    if images.dtype == torch.uint8:
+        images = to_float(images)
+    return images.float().flatten(1)  # (B, P) in [-1, 1]
+
+
+def near_copies(
+    generated: Tensor, references: Tensor | Iterable[Tensor], threshold: float = 0.05
+) -> float:
     """Return the share of pictures whose nearest reference is within `threshold` RMSE.
 
     Args:
-        generated: (N, 3, H, W) in [-1, 1].
-        references: (M, 3, H, W) in [-1, 1], e.g. reconstructions of the training pictures.
+        generated: (N, 3, H, W) in [-1, 1] or uint8.
+        references: (M, 3, H, W) or batches of them, e.g. reconstructions of the training pictures.
         threshold: on the [0, 1] pixel scale.
     """
     if generated.shape[0] == 0:

@@ -13,18 +13,23 @@ from torch import Tensor
 
 from argen.errors import UserError
 
+ROUNDINGS = ("nearest", "truncate")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """Round floats in [-1, 1] to the nearest of 256 levels, as a saved PNG would hold them.
+def to_uint8(images: Tensor, *, rounding: str = "nearest") -> Tensor:
+    """Bring floats in [-1, 1] to 256 levels, as a saved PNG would hold them.
 
     Args:
-        images: any shape; values outside [-1, 1] are clipped.
+        images: any shape; values outside [-1, 1] are clipped; uint8 passes unchanged.
+        rounding: `nearest` level, or `truncate` to the level below, as `.byte()` does in some
+            published evaluations.
 
     Raises:
-        UserError: some values are not finite.
+        UserError: some values are not finite, or the rounding is unknown.
     """
+    if rounding not in ROUNDINGS:
+        raise UserError(f"Unknown rounding {rounding!r}; use {' or '.join(ROUNDINGS)}.")
     if images.dtype == torch.uint8:
         return images
     if not bool(torch.isfinite(images).all()):
@@ -32,7 +37,9 @@ def to_uint8(images: Tensor) -> Tensor:
             "Pictures hold values that are not finite (NaN or infinity); "
             "the model or its sampling settings are at fault, so nothing was scored."
         )
-    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    levels = images.float().add(1).mul(127.5)
+    levels = levels.round() if rounding == "nearest" else levels.floor()
+    return levels.clamp(0, 255).to(torch.uint8)
 
 
 def to_float(pixels: Tensor) -> Tensor:
