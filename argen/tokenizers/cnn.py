@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from argen.errors import UserError
 from argen.layers.conv import AttentionBlock, Downsample, ResBlock, Upsample, group_norm
 from argen.layers.noise import Noise
-from argen.spec import CodeSpec, Segment
+from argen.spec import CodeSpec
 from argen.tokenizers.base import Tokenizer, TokenizerOutput, as_size
 from argen.tokenizers.quantizers.base import Quantizer
 
@@ -261,8 +261,7 @@ class CNNTokenizer(Tokenizer):
     def spec(self) -> CodeSpec:
         """One grid of (H / factor, W / factor) codes."""
         grid = (self.image_size[0] // self.factor, self.image_size[1] // self.factor)
-        segment = Segment(grid, vocab_sizes=self.quantizer.vocab_sizes, dim=self.quantizer.dim)
-        return CodeSpec("discrete", (segment,))
+        return CodeSpec(self.quantizer.kind, (self.quantizer.segment(grid),))
 
     def latents(self, images: Tensor) -> Tensor:
         """Return the latent vectors (B, h, w, C) that are quantised."""
@@ -271,10 +270,9 @@ class CNNTokenizer(Tokenizer):
     def encode(
         self, images: Tensor, *, noise: Noise | None = None, text: Tensor | None = None
     ) -> Tensor:
-        """Return ids (B, h * w), or (B, h * w, G), in raster order."""
+        """Return codes in raster order: ids (B, h * w) or (B, h * w, G), bits or floats."""
         self.check_images(images)
-        ids = self.quantizer(self.latents(images)).ids
-        return ids.flatten(1, 2)
+        return self.quantizer.encode(self.latents(images), noise=noise).flatten(1, 2)
 
     def decode(
         self,
@@ -286,7 +284,7 @@ class CNNTokenizer(Tokenizer):
         noise: Noise | None = None,
         text: Tensor | None = None,
     ) -> Tensor:
-        """Return images (B, 3, H, W) of ids that follow `spec`."""
+        """Return images (B, 3, H, W) of codes that follow `spec`."""
         self.require_plain_decode(length=length, steps=steps, guidance=guidance)
         self.spec.check(codes)
         return self.decode_latents(self.quantizer.lookup(codes.unflatten(1, self.spec.grid)))
@@ -298,7 +296,7 @@ class CNNTokenizer(Tokenizer):
     def forward(self, images: Tensor, *, noise: Noise | None = None) -> TokenizerOutput:
         """Reconstruct images (B, 3, H, W)."""
         z = self.latents(images)
-        quantized = self.quantizer(z)
+        quantized = self.quantizer(z, noise=noise)
         return TokenizerOutput(
             images=self.decode_latents(quantized.z),
             losses=quantized.losses,

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from argen.layers.noise import Noise
+from argen.spec import Kind, Segment
+
 
 @dataclass
 class Quantized:
@@ -30,20 +33,42 @@ class Quantizer(nn.Module, ABC):
     """Quantises vectors on the last axis, (..., C); layouts are the tokenizer's affair.
 
     Attributes:
+        kind: whether codes are ids (`discrete`), bit vectors (`binary`) or floats (`continuous`).
         dim: width C of the vectors it takes and gives.
         vocab_sizes: one entry per sub-token of an id; empty when codes cannot be enumerated.
+        bits: length of a binary code, else 0.
     """
 
+    kind: Kind = "discrete"
     dim: int
-    vocab_sizes: tuple[int, ...]
+    vocab_sizes: tuple[int, ...] = ()
+    bits: int = 0
 
     @abstractmethod
-    def forward(self, z: Tensor) -> Quantized:
-        """Quantise `z` (..., C); computed in float32 whatever the autocast type."""
+    def forward(self, z: Tensor, *, noise: Noise | None = None) -> Quantized:
+        """Quantise `z` (B, ..., C); computed in float32 whatever the autocast type.
+
+        Args:
+            z: the vectors.
+            noise: draws of a stochastic quantiser, keyed by position; without it such a quantiser
+                draws from torch's generator in training and is deterministic in evaluation.
+                Others have no use for it.
+        """
+
+    def encode(self, z: Tensor, *, noise: Noise | None = None) -> Tensor:
+        """Return the codes alone: ids (...) or (..., G), bits (..., bits) or floats (..., C)."""
+        quantized = self(z, noise=noise)
+        codes = quantized.codes if quantized.ids is None else quantized.ids
+        assert codes is not None
+        return codes
+
+    def segment(self, shape: tuple[int, int]) -> Segment:
+        """Describe a grid of this quantiser's codes."""
+        return Segment(shape, vocab_sizes=self.vocab_sizes, bits=self.bits, dim=self.dim)
 
     @abstractmethod
     def lookup(self, ids: Tensor) -> Tensor:
-        """Return the vectors (..., C) of ids (...,) or (..., G)."""
+        """Return the vectors (..., C) of ids (...,) or (..., G), or of bits or float codes."""
 
 
 def straight_through(z: Tensor, quantized: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from argen.errors import UserError
+from argen.layers.noise import Noise
 from argen.layers.precision import float32
 from argen.tokenizers.quantizers.base import Quantized, Quantizer, straight_through
 
@@ -57,7 +58,7 @@ class FSQ(Quantizer):
         return (digits - half) / half
 
     @float32
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(self, z: Tensor, *, noise: Noise | None = None) -> Quantized:
         """Quantise `z` (..., C); there is no loss."""
         bounded, digits = self._digits(z)
         quantized = self._values(straight_through(bounded, digits.float()))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from argen.layers.noise import Noise
 from argen.layers.precision import float32
 from argen.tokenizers.quantizers.base import Quantized, Quantizer, nearest_code, straight_through
 
@@ -46,7 +47,7 @@ class VQ(Quantizer):
         return F.normalize(weight, dim=-1) if self.l2_norm else weight
 
     @float32
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(self, z: Tensor, *, noise: Noise | None = None) -> Quantized:
         """Quantise `z` (..., C); losses `codebook`, `commitment` and, if asked for, `entropy`."""
         if self.l2_norm:
             z = F.normalize(z, dim=-1)
