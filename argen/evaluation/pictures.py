@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,16 +44,6 @@ def to_uint8(images: Tensor, *, rounding: str = "nearest") -> Tensor:
 def to_float(pixels: Tensor) -> Tensor:
     """Map uint8 levels to floats in [-1, 1]; `to_uint8` gives the same levels back."""
     return pixels.float().div(127.5).sub(1)
-
-
-def pixel_sha256(batches: Iterable[Tensor]) -> str:
-    """Return the sha256 of the 8-bit values of pictures (B, 3, H, W), in order."""
-    digest = hashlib.sha256()
-    for batch in batches:
-        pixels = to_uint8(batch).contiguous().cpu().numpy()
-        digest.update(str(pixels.shape[1:]).encode())
-        digest.update(pixels.tobytes())
-    return digest.hexdigest()
 
 
 def picture_files(folder: Path | str) -> list[Path]:
