@@ -6,7 +6,8 @@ Letters: B batch, H W pixels, S side after resizing, D feature width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,19 @@ INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
     "weights-inception-2015-12-05-6726825d.pth"
 )
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Switch off autocast, TF32 and bf16 shortcuts: a score must not follow a speed setting."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    cudnn = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    try:
+        with torch.autocast(device.type, enabled=False), cudnn:
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class FeatureExtractor(nn.Module):
@@ -110,7 +124,7 @@ class EfficientNetLite0Features(FeatureExtractor):
             side = (self.size, self.size)
             x = F.interpolate(x, size=side, mode="bilinear", antialias=True)  # (B, 3, S, S)
         x = normalise(x).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_float32(x.device):
             return {"pool": self.network.features(x)}  # (B, 1280)
 
 
@@ -167,7 +181,7 @@ class InceptionFeatures(FeatureExtractor):
     def forward(self, images_B3HW: Tensor) -> dict[str, Tensor]:
         """Return {"pool": (B, 2048), "logits_unbiased": (B, 1008)}."""
         pixels = to_uint8(images_B3HW).to(self.device)  # (B, 3, H, W)
-        with torch.autocast(pixels.device.type, enabled=False):
+        with full_float32(pixels.device):
             pool, logits = self.network(pixels)
         return {"pool": pool, "logits_unbiased": logits}
 

@@ -152,7 +152,10 @@ def test_inception_is_torch_fidelitys_to_the_bit(inception_file):
         feature_extractor_weights_path=str(inception_file),
     )
     pixels = torch.randint(0, 256, (3, 3, 48, 48), dtype=torch.uint8)
+    torch.set_float32_matmul_precision("medium")  # as a training run may have left it
     found = ours(to_float(pixels))
+    assert torch.get_float32_matmul_precision() == "medium"
+    torch.set_float32_matmul_precision("highest")
     pool, logits = theirs(pixels)
     assert torch.equal(found["pool"], pool)
     assert torch.equal(found["logits_unbiased"], logits)
