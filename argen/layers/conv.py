@@ -117,23 +117,26 @@ class Upsample(nn.Module):
 
     Args:
         channels: channels, unchanged.
-        kind: `nearest` repeats pixels, then 3x3; `depth_to_space` is a 3x3 to four times the
-            channels whose groups (dy, dx, channel) become the four pixels (Open-MAGVIT2; this is
-            not the channel order of pixel_shuffle).
+        kind: `nearest` repeats pixels, then 3x3; `repeat` only repeats them; `depth_to_space` is a
+            3x3 to four times the channels whose groups (dy, dx, channel) become the four pixels
+            (Open-MAGVIT2; this is not the channel order of pixel_shuffle).
     """
 
     def __init__(self, channels: int, *, kind: str = "nearest") -> None:
         super().__init__()
-        if kind not in ("nearest", "depth_to_space"):
-            raise UserError(f"Unknown upsampling {kind!r}; use nearest or depth_to_space.")
+        if kind not in ("nearest", "repeat", "depth_to_space"):
+            raise UserError(f"Unknown upsampling {kind!r}; use nearest, repeat or depth_to_space.")
         self.kind = kind
-        width = channels if kind == "nearest" else 4 * channels
-        self.conv = nn.Conv2d(channels, width, 3, padding=1)
+        self.conv: nn.Conv2d | None = None
+        if kind != "repeat":
+            width = channels if kind == "nearest" else 4 * channels
+            self.conv = nn.Conv2d(channels, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, h, w) to (B, C, 2h, 2w)."""
-        if self.kind == "nearest":
-            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        if self.kind != "depth_to_space" or self.conv is None:
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+            return x if self.conv is None else self.conv(x)
         y = self.conv(x)
         B, _, h, w = y.shape
         y = y.view(B, 2, 2, -1, h, w).permute(0, 3, 4, 1, 5, 2)  # B C h dy w dx

@@ -228,6 +228,8 @@ class CNNTokenizer(Tokenizer):
         image_size: side, or (H, W), that the spec describes; other sizes encode too.
         projection: put 1x1 convolutions between the networks and the quantiser; needed when the
             latent width is not the quantiser's.
+        unit_range: the networks themselves work on images in [0, 1] (MaskGIT's checkpoints); the
+            tokenizer still takes and gives [-1, 1].
     """
 
     def __init__(
@@ -238,9 +240,11 @@ class CNNTokenizer(Tokenizer):
         quantizer: Quantizer,
         image_size: int | tuple[int, int],
         projection: bool = True,
+        unit_range: bool = False,
     ) -> None:
         super().__init__()
         self.encoder, self.decoder, self.quantizer = encoder, decoder, quantizer
+        self.unit_range = unit_range
         self.image_size = as_size(image_size)
         self.factor = 2 ** (len(encoder.levels) - 1)
         latent, wanted = encoder.conv_out.out_channels, decoder.conv_in.in_channels
@@ -265,6 +269,8 @@ class CNNTokenizer(Tokenizer):
 
     def latents(self, images: Tensor) -> Tensor:
         """Return the latent vectors (B, h, w, C) that are quantised."""
+        if self.unit_range:
+            images = (images + 1) / 2
         return self.quant_conv(self.encoder(images)).permute(0, 2, 3, 1)
 
     def encode(
@@ -291,7 +297,8 @@ class CNNTokenizer(Tokenizer):
 
     def decode_latents(self, z: Tensor) -> Tensor:
         """Return images of quantised vectors (B, h, w, C)."""
-        return self.decoder(self.post_quant_conv(z.permute(0, 3, 1, 2)))
+        images = self.decoder(self.post_quant_conv(z.permute(0, 3, 1, 2)))
+        return images * 2 - 1 if self.unit_range else images
 
     def forward(self, images: Tensor, *, noise: Noise | None = None) -> TokenizerOutput:
         """Reconstruct images (B, 3, H, W)."""
