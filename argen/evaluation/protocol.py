@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from argen.configs import config_dir
 from argen.errors import UserError, suggest
 from argen.evaluation.pictures import ROUNDINGS
 
@@ -147,12 +148,7 @@ class Protocol:
 
 def shipped_protocols() -> dict[str, Path]:
     """Return the protocol files that come with argen, by name."""
-    package = Path(__file__).resolve().parents[1]
-    # In a wheel the configs lie inside the package, in a checkout beside it.
-    for folder in (package / "_configs" / "protocol", package.parent / "configs" / "protocol"):
-        if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    return {}
+    return {path.stem: path for path in sorted((config_dir() / "protocol").glob("*.yaml"))}
 
 
 def evenly_spread(labels: Tensor, classes: int) -> bool:
