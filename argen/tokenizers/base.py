@@ -24,12 +24,14 @@ class TokenizerOutput:
         losses: named scalars, unweighted, beyond the reconstruction itself.
         ids: the codes, for usage statistics; None for codes that are not ids.
         latents: what the encoder gave, before quantisation, where a loss wants it.
+        metrics: named scalars to log, detached.
     """
 
     images: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
     ids: Tensor | None = None
     latents: Tensor | None = None
+    metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Tokenizer(nn.Module, ABC):

@@ -21,12 +21,14 @@ class Quantized:
         ids: long (...,) or (..., G); None when codes cannot be enumerated.
         losses: named scalars, unweighted; the training recipe weighs them.
         codes: raw codes where they are not ids (bits, continuous latents).
+        metrics: named scalars to log, detached.
     """
 
     z: Tensor
     ids: Tensor | None
     losses: dict[str, Tensor] = field(default_factory=dict)
     codes: Tensor | None = None
+    metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Quantizer(nn.Module, ABC):
