@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from argen.errors import UserError
 from argen.layers.cache import KVCache, Window
-from argen.layers.norms import RMSNorm
+from argen.layers.norms import make_norm
 from argen.layers.rope import apply_rope
 
 
@@ -21,7 +21,9 @@ class SelfAttention(nn.Module):
         kv_heads: number of key/value heads; fewer than `heads` shares each among several queries
             (grouped-query attention, arXiv 2305.13245).
         bias: biases in the projections.
-        qk_norm: RMS-normalise queries and keys per head before the rotation.
+        qk_norm: normalise queries and keys per head before the rotation, by RMSNorms (true or
+            `rms`) or LayerNorms (`layer`).
+        qk_norm_eps: epsilon of these norms.
         dropout: dropout rate of the output projection.
         attention_dropout: dropout rate of the attention weights.
     """
@@ -33,7 +35,8 @@ class SelfAttention(nn.Module):
         *,
         kv_heads: int | None = None,
         bias: bool = False,
-        qk_norm: bool = False,
+        qk_norm: bool | str = False,
+        qk_norm_eps: float = 1e-5,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
     ) -> None:
@@ -48,8 +51,9 @@ class SelfAttention(nn.Module):
         self.attention_dropout = attention_dropout
         self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
         self.out = nn.Linear(dim, dim, bias=bias)
-        self.q_norm = RMSNorm(self.head_dim) if qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(self.head_dim) if qk_norm else nn.Identity()
+        kind = "rms" if qk_norm is True else qk_norm
+        self.q_norm = make_norm(kind, self.head_dim, qk_norm_eps) if kind else nn.Identity()
+        self.k_norm = make_norm(kind, self.head_dim, qk_norm_eps) if kind else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
     def forward(

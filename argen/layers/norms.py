@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from argen.errors import UserError
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last axis, computed in float32 (arXiv 1910.07467).
@@ -27,3 +29,18 @@ class RMSNorm(nn.Module):
         x32 = x.float()
         x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
         return x32.to(x.dtype) * self.weight
+
+
+def make_norm(kind: str, dim: int, eps: float) -> nn.Module:
+    """Return a norm over the last axis.
+
+    Args:
+        kind: `rms`, `layer`, or `layer_plain` for a LayerNorm without weight and bias.
+        dim: size D of the last axis.
+        eps: epsilon.
+    """
+    if kind == "rms":
+        return RMSNorm(dim, eps)
+    if kind not in ("layer", "layer_plain"):
+        raise UserError(f"Unknown norm {kind!r}; use rms, layer or layer_plain.")
+    return nn.LayerNorm(dim, eps=eps, elementwise_affine=kind == "layer")

@@ -1,4 +1,4 @@
-"""The pre-norm transformer block of Llama-style models: RMSNorm, attention, SwiGLU."""
+"""Pre-norm transformer blocks: RMSNorm and SwiGLU (Llama), or LayerNorm and GELU (GPT, ViT)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from argen.errors import UserError
 from argen.layers.attention import SelfAttention
 from argen.layers.cache import KVCache, Window
-from argen.layers.norms import RMSNorm
+from argen.layers.norms import make_norm
 
 
 def swiglu_hidden(dim: int, *, multiple_of: int = 256, multiplier: float | None = None) -> int:
@@ -32,6 +33,30 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., D) to (..., D)."""
         return self.dropout(self.out(F.silu(self.gate(x)) * self.up(x)))
+
+
+class MLP(nn.Module):
+    """Plain feed-forward layer with biases, fc2(gelu(fc1 x)), dropped out after each half.
+
+    Args:
+        dim: model width D.
+        hidden: hidden width.
+        dropout: dropout rate of the output.
+        inner_dropout: dropout rate of the hidden activations.
+    """
+
+    def __init__(
+        self, dim: int, hidden: int, *, dropout: float = 0.0, inner_dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.inner_dropout = nn.Dropout(inner_dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., D) to (..., D)."""
+        return self.dropout(self.fc2(self.inner_dropout(F.gelu(self.fc1(x)))))
 
 
 class DropPath(nn.Module):
@@ -59,10 +84,15 @@ class Block(nn.Module):
         kv_heads: key/value heads.
         ffn_hidden: hidden width of the feed-forward layer.
         norm_eps: epsilon of the norms.
-        qk_norm: normalise queries and keys.
+        norm: `rms`, `layer` or `layer_plain`.
+        ffn: `swiglu`, without biases, or `gelu`, with them.
+        bias: biases in the attention's projections.
+        qk_norm: normalise queries and keys; `layer` by LayerNorms, `rms` or true by RMSNorms.
+        qk_norm_eps: epsilon of these norms.
         attention_dropout: dropout of attention weights.
         residual_dropout: dropout after the attention's output projection.
         ffn_dropout: dropout after the feed-forward layer.
+        ffn_inner_dropout: dropout of the hidden activations of a `gelu` layer.
         drop_path: stochastic depth rate.
     """
 
@@ -73,25 +103,38 @@ class Block(nn.Module):
         *,
         kv_heads: int | None = None,
         ffn_hidden: int,
+        norm: str = "rms",
         norm_eps: float = 1e-5,
-        qk_norm: bool = False,
+        ffn: str = "swiglu",
+        bias: bool = False,
+        qk_norm: bool | str = False,
+        qk_norm_eps: float = 1e-5,
         attention_dropout: float = 0.0,
         residual_dropout: float = 0.0,
         ffn_dropout: float = 0.0,
+        ffn_inner_dropout: float = 0.0,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(dim, norm_eps)
+        self.attention_norm = make_norm(norm, dim, norm_eps)
         self.attention = SelfAttention(
             dim,
             heads,
             kv_heads=kv_heads,
+            bias=bias,
             qk_norm=qk_norm,
+            qk_norm_eps=qk_norm_eps,
             dropout=residual_dropout,
             attention_dropout=attention_dropout,
         )
-        self.ffn_norm = RMSNorm(dim, norm_eps)
-        self.ffn = SwiGLU(dim, ffn_hidden, dropout=ffn_dropout)
+        self.ffn_norm = make_norm(norm, dim, norm_eps)
+        self.ffn: SwiGLU | MLP
+        if ffn == "swiglu":
+            self.ffn = SwiGLU(dim, ffn_hidden, dropout=ffn_dropout)
+        elif ffn == "gelu":
+            self.ffn = MLP(dim, ffn_hidden, dropout=ffn_dropout, inner_dropout=ffn_inner_dropout)
+        else:
+            raise UserError(f"Unknown feed-forward layer {ffn!r}; use swiglu or gelu.")
         self.drop_path = DropPath(drop_path)
 
     def forward(

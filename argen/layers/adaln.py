@@ -1,0 +1,109 @@
+"""Adaptive norms: a condition shifts, scales and gates what a block does (arXiv 2212.09748)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from argen.layers.norms import make_norm
+from argen.layers.transformer import Block
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Return x (1 + scale) + shift."""
+    return x * (1 + scale) + shift
+
+
+class Modulation(nn.Module):
+    """SiLU, then a linear map of the condition to several vectors.
+
+    Args:
+        cond_dim: width of the condition.
+        dim: width D of the vectors.
+        parts: number of vectors.
+    """
+
+    def __init__(self, cond_dim: int, dim: int, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+        self.proj = nn.Linear(cond_dim, parts * dim)
+
+    def forward(self, cond: Tensor) -> Tensor:
+        """Map (..., cond_dim) to (..., parts, D)."""
+        return self.proj(F.silu(cond)).unflatten(-1, (self.parts, -1))
+
+
+class AdaLNBlock(Block):
+    """A transformer block whose two halves are shifted, scaled and gated by a condition.
+
+    Its six vectors are, in this order, shift, scale and gate of the attention, then of the
+    feed-forward layer.
+
+    Args:
+        dim: model width D.
+        heads: query heads.
+        cond_dim: width of the condition, D by default.
+        shared: take the six vectors from a `Modulation` that all blocks share and only add
+            learned offsets of this block's own (VAR, arXiv 2404.02905).
+        options: as for `Block`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        cond_dim: int | None = None,
+        shared: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(dim, heads, **options)
+        self.modulation = None if shared else Modulation(cond_dim or dim, dim, 6)
+        self.offsets = nn.Parameter(torch.randn(6, dim) / dim**0.5) if shared else None
+
+    def forward(self, x_BLD: Tensor, *, cond: Tensor, **attention: Any) -> Tensor:  # type: ignore[override]
+        """Run the block.
+
+        Args:
+            x_BLD: the tokens.
+            cond: (B, 1 or L, cond_dim), or with `shared` the common vectors (B, 1 or L, 6, D).
+            attention: as for `SelfAttention.forward`.
+        """
+        if self.modulation is not None:
+            vectors = self.modulation(cond)  # B L 6 D
+        else:
+            assert self.offsets is not None
+            vectors = cond + self.offsets
+        shift1, scale1, gate1, shift2, scale2, gate2 = vectors.unbind(-2)  # B L D each
+        attended = self.attention(
+            modulate(self.attention_norm(x_BLD), shift1, scale1), **attention
+        )
+        x_BLD = x_BLD + self.drop_path(gate1 * attended)
+        fed = self.ffn(modulate(self.ffn_norm(x_BLD), shift2, scale2))
+        return x_BLD + self.drop_path(gate2 * fed)
+
+
+class AdaNorm(nn.Module):
+    """The norm before an output head, scaled and shifted by a condition.
+
+    Args:
+        dim: model width D.
+        cond_dim: width of the condition, D by default.
+        norm: kind of norm, see `make_norm`.
+        eps: epsilon of the norm.
+    """
+
+    def __init__(
+        self, dim: int, *, cond_dim: int | None = None, norm: str = "rms", eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        self.norm = make_norm(norm, dim, eps)
+        self.modulation = Modulation(cond_dim or dim, dim, 2)
+
+    def forward(self, x_BLD: Tensor, cond: Tensor) -> Tensor:
+        """Normalise `x` under a condition (B, 1 or L, cond_dim)."""
+        scale, shift = self.modulation(cond).unbind(-2)
+        return modulate(self.norm(x_BLD), shift, scale)
