@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from argen.errors import UserError
 from argen.layers.noise import Noise
 from argen.spec import Kind, Segment
 
@@ -78,6 +81,33 @@ def straight_through(z: Tensor, quantized: Tensor) -> Tensor:
     return z + (quantized - z).detach()
 
 
+def rotate(z: Tensor, quantized: Tensor) -> Tensor:
+    """Return `quantized` in value; gradients are turned and scaled as `z` is turned into it.
+
+    The rotation trick (arXiv 2410.06424): the gradient that reaches z keeps its angle to z.
+    """
+    z_norm = z.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+    q_norm = quantized.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+    u, v = (z / z_norm).detach(), (quantized / q_norm).detach()
+    w = F.normalize(u + v, dim=-1, eps=1e-6)
+    along_w, along_u = (z * w).sum(-1, keepdim=True), (z * u).sum(-1, keepdim=True)
+    turned = (z - 2 * along_w * w + 2 * along_u * v) * (q_norm / z_norm).detach()
+    return turned + (quantized - turned).detach()
+
+
+PASSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "straight_through": straight_through,
+    "rotation": rotate,
+}
+
+
+def gradient_pass(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return `straight_through` or `rotate` by name: (z, quantized) -> quantized with gradients."""
+    if name not in PASSES:
+        raise UserError(f"Unknown gradient {name!r}; use {' or '.join(PASSES)}.")
+    return PASSES[name]
+
+
 def nearest_code(z_NC: Tensor, codebook_KC: Tensor, *, max_elements: int = 1 << 25) -> Tensor:
     """Return the row of the codebook nearest to each vector, long (N,).
 
@@ -92,4 +122,11 @@ def nearest_code(z_NC: Tensor, codebook_KC: Tensor, *, max_elements: int = 1 << 
         .argmin(-1)
         for chunk in z_NC.detach().split(rows)
     ]
+    return torch.cat(found) if found else z_NC.new_zeros(0, dtype=torch.long)
+
+
+def best_product(z_NC: Tensor, codebook_KC: Tensor, *, max_elements: int = 1 << 25) -> Tensor:
+    """Return the row with the largest inner product with each vector, long (N,), in chunks."""
+    rows = max(1, max_elements // codebook_KC.shape[0])
+    found = [(chunk @ codebook_KC.T).argmax(-1) for chunk in z_NC.detach().split(rows)]
     return torch.cat(found) if found else z_NC.new_zeros(0, dtype=torch.long)
