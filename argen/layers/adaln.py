@@ -78,9 +78,7 @@ class AdaLNBlock(Block):
             assert self.offsets is not None
             vectors = cond + self.offsets
         shift1, scale1, gate1, shift2, scale2, gate2 = vectors.unbind(-2)  # B L D each
-        attended = self.attention(
-            modulate(self.attention_norm(x_BLD), shift1, scale1), **attention
-        )
+        attended = self.attention(modulate(self.attention_norm(x_BLD), shift1, scale1), **attention)
         x_BLD = x_BLD + self.drop_path(gate1 * attended)
         fed = self.ffn(modulate(self.ffn_norm(x_BLD), shift2, scale2))
         return x_BLD + self.drop_path(gate2 * fed)
