@@ -28,6 +28,11 @@ from replays.fixture import Fixture
 # Module of tools/replays that knows a system.
 REPLAYS = {
     "llamagen": "llamagen",
+    "var": "var",
+    "var-vqvae": "var",
+    "topk-topp": "controls",
+    "entropy-topk": "controls",
+    "cfg-schedules": "controls",
 }
 
 

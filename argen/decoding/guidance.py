@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,32 +19,49 @@ class Guidance:
     """How strongly each step is pushed from the null prediction towards the conditional one.
 
     Attributes:
-        scale: weight w, or its last value under a rising schedule; 1 means no guidance.
-        schedule: `constant` w = scale; `linear` rises from 1 over the steps; `cosine` rises as
-            (1 - cos(pi r)) / 2; `power_cosine` with r raised to `power` first (RAR).
+        scale: weight w, or its last value under a rising schedule; 1 means no guidance. A list
+            gives every step its own weight (one a scale, for pyramids); its last value repeats.
+        schedule: `constant` w = scale; the others rise from `start` to `scale` with the share r of
+            the steps done: `linear` as r; `cosine` as (1 - cos(pi r)) / 2; `power_cosine` with r
+            raised to `power` first (RAR).
         power: exponent of `power_cosine`.
+        start: weight at r = 0 of a rising schedule.
+        inclusive: whether the last step gets the full scale, r = step / (steps - 1) (VAR, xAR,
+            D-AR), or one step less, r = step / steps (RAR, LPD).
         interval: guide only the first `interval` + 2 steps, later ones are conditional
             (LlamaGen's `cfg_interval`); -1 guides all.
     """
 
-    scale: float = 1.0
+    scale: float | Sequence[float] = 1.0
     schedule: Schedule = "constant"
     power: float = 1.0
+    start: float = 1.0
+    inclusive: bool = False
     interval: int = -1
 
     def __post_init__(self) -> None:
-        if self.scale < 0:
-            raise UserError(f"cfg={self.scale} is negative; 1 means no guidance, 2 to 4 is usual.")
+        scales = [self.scale] if isinstance(self.scale, int | float) else list(self.scale)
+        if not scales or min(*scales, self.start) < 0:
+            raise UserError(
+                f"cfg={self.scale} (start {self.start}) has a negative weight or none at all; "
+                "1 means no guidance, 2 to 4 is usual."
+            )
         if self.schedule not in ("constant", "linear", "cosine", "power_cosine"):
             raise UserError(
                 f"Unknown guidance schedule {self.schedule!r}; use constant, linear, cosine or "
                 "power_cosine."
             )
+        if not isinstance(self.scale, int | float):
+            if self.schedule != "constant":
+                raise UserError("A list of guidance weights is its own schedule; use constant.")
+            object.__setattr__(self, "scale", tuple(float(s) for s in scales))
 
     @property
     def active(self) -> bool:
         """Whether null rows are needed at all."""
-        return self.scale != 1.0
+        if not isinstance(self.scale, int | float):
+            return any(scale != 1.0 for scale in self.scale)
+        return self.scale != 1.0 or (self.schedule != "constant" and self.start != 1.0)
 
     def rows(self, generator: Generator, cond: Cond) -> Cond:
         """Return the rows to run: `cond`, or `cond` and its null twin stacked."""
@@ -57,12 +75,23 @@ class Guidance:
             return None
         if 0 <= self.interval < step - 1:
             return 1.0
+        if not isinstance(self.scale, int | float):
+            return self.scale[min(step, len(self.scale) - 1)]
+        return self.at(step / max(1, steps - 1 if self.inclusive else steps))
+
+    def at(self, ratio: float) -> float:
+        """Return w when a share `ratio` in [0, 1] of the work is done.
+
+        For strategies whose steps do unequal work: MAR's share is the one of codes known after
+        the step, MaskGen's that of steps done after it.
+        """
+        if not isinstance(self.scale, int | float):
+            raise UserError("A list of guidance weights needs a strategy that counts steps.")
         if self.schedule == "constant":
-            return self.scale
-        ratio = step / max(1, steps)
+            return float(self.scale)
         if self.schedule == "linear":
             rise = ratio
         else:
             power = self.power if self.schedule == "power_cosine" else 1.0
             rise = (1.0 - math.cos(math.pi * ratio**power)) / 2.0
-        return 1.0 + (self.scale - 1.0) * rise
+        return self.start + (self.scale - self.start) * rise
