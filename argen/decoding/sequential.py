@@ -10,7 +10,6 @@ from argen.decoding.guidance import Guidance
 from argen.errors import IncompatibleError
 from argen.generators.base import Generator
 from argen.generators.conditioning import Cond
-from argen.generators.heads import guide
 from argen.layers.noise import Noise
 
 
@@ -52,7 +51,7 @@ class Sequential(Decoder):
             generator.commit(state, codes if weight is None else torch.cat((codes, codes)))
             drawn.append(codes)
             if observer is not None:
-                observer(positions, codes, guide(params, weight))
+                observer(positions, codes, generator.head.guided(params, weight))
         return DecodeResult(codes=in_position_order(drawn, groups), passes=len(groups))
 
 

@@ -30,6 +30,13 @@ class Head(nn.Module, ABC):
     def loss(self, params: Tensor, target: Tensor, **draws: Any) -> Tensor:
         """Return the loss of each position (B, n)."""
 
+    def guided(self, params: Any, weight: float | Tensor | None) -> Any:
+        """Return what observers are shown: guided parameters, where guidance acts on them.
+
+        Diffusion and flow heads guide inside the draw and show the raw rows.
+        """
+        return guide(params, weight)
+
     @abstractmethod
     def sample(
         self,

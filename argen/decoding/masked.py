@@ -1,0 +1,134 @@
+"""Random subsets: each pass draws more of the positions still unknown (MAR, arXiv 2406.11838)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from argen.decoding.base import Decoder, DecodeResult, Observer
+from argen.decoding.filters import Filters
+from argen.decoding.guidance import Guidance
+from argen.errors import IncompatibleError, UserError
+from argen.generators.any_order import AnyOrderGenerator
+from argen.generators.base import Generator
+from argen.generators.conditioning import Cond
+from argen.layers.noise import Noise
+
+ORDER = 1 << 20  # the `use` of the draws that order the positions; heads count theirs from 0
+
+
+def cosine_counts(length: int, steps: int) -> list[int]:
+    """Return how many of `length` codes each of `steps` passes draws: few first, many last.
+
+    After pass s of S, floor(length cos(pi/2 s / S)) codes stay unknown, but every pass draws at
+    least one.
+    """
+    if not 1 <= steps <= length:
+        raise UserError(
+            f"decoder `masked` draws at least one code a pass: steps={steps} must lie in "
+            f"[1, {length}] for {length} unknown codes."
+        )
+    counts, left = [], length
+    for step in range(1, steps):
+        keep = math.floor(length * math.cos(math.pi / 2 * step / steps))
+        keep = max(1, min(left - 1, keep))
+        counts.append(left - keep)
+        left = keep
+    return [*counts, left]
+
+
+class Masked(Decoder):
+    """Draw random subsets of growing size, each given all codes drawn before it.
+
+    Every sample has an order of its own. The guidance weight of a pass follows the share of codes
+    that are known after it, so the linear schedule is 1 + (scale - 1) known / L.
+
+    Args:
+        steps: number of passes; as many as there are unknown codes when None.
+    """
+
+    exact = True
+
+    def __init__(self, steps: int | None = None) -> None:
+        if steps is not None and steps < 1:
+            raise UserError(f"steps={steps}: decoder `masked` needs at least one pass.")
+        self.steps = steps
+
+    def check(self, generator: Generator) -> None:
+        """Raise if the generator has a fixed order."""
+        if not (generator.plan.any_order and isinstance(generator, AnyOrderGenerator)):
+            raise IncompatibleError(
+                f"decoder `masked` draws random subsets; {type(generator).__name__} has a fixed "
+                "order: use decoder=sequential."
+            )
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        generator: Generator,
+        cond: Cond,
+        *,
+        guidance: Guidance,
+        filters: Filters,
+        noise: Noise,
+        observer: Observer | None = None,
+        known: tuple[Tensor, Tensor] | None = None,
+    ) -> DecodeResult:
+        """Draw the codes of B = len(cond) samples in `steps` passes.
+
+        Args:
+            generator: an any-order generator.
+            cond: the conditions.
+            guidance: weight and schedule.
+            filters: for continuous codes only the temperature counts.
+            noise: draws of the order and of the head.
+            observer: is told the positions as (B, n), since they differ between samples.
+            known: positions (n,) or (B, n) and codes (B, n, ...) that are given beforehand, for
+                completion and inpainting.
+        """
+        self.check(generator)
+        assert isinstance(generator, AnyOrderGenerator)
+        if guidance.interval >= 0:
+            raise UserError("decoder `masked` guides every pass; leave guidance.interval at -1.")
+        L, B = generator.spec.length, len(cond)
+        rows = guidance.rows(generator, cond)
+        copies = len(rows) // B
+        state = generator.start(rows)
+        rank_BL = noise.uniform(torch.arange(L), use=ORDER).expand(B, L).clone()
+        positions_parts, code_parts, given = [], [], 0
+        if known is not None:
+            positions, codes = known[0].to(rank_BL.device).expand(B, -1), known[1]
+            given = positions.shape[1]
+            rank_BL.scatter_(1, positions, -1.0)  # known positions sort to the front
+            generator.commit(state, repeat(codes, copies), positions=repeat(positions, copies))
+            positions_parts.append(positions)
+            code_parts.append(codes)
+        order_BL = rank_BL.argsort(dim=-1)
+        counts = cosine_counts(L - given, self.steps or L - given)
+        done = given
+        for n in counts:
+            positions = order_BL[:, done : done + n].sort(dim=-1).values  # B n
+            done += n
+            weight = guidance.at(done / L) if guidance.active else None
+            params = generator.predict(state, positions=repeat(positions, copies))
+            positions = positions.to(params.device)
+            codes = generator.head.sample(
+                params, weight=weight, filters=filters, noise=noise, positions=positions
+            )
+            generator.commit(state, repeat(codes, copies), positions=repeat(positions, copies))
+            positions_parts.append(positions)
+            code_parts.append(codes)
+            if observer is not None:
+                observer(positions, codes, generator.head.guided(params, weight))
+        device = code_parts[-1].device
+        where_BL = torch.cat([p.to(device) for p in positions_parts], dim=1)
+        codes = torch.cat([c.to(device) for c in code_parts], dim=1)
+        index = where_BL.argsort(dim=-1).view(B, L, *(1,) * (codes.ndim - 2))
+        return DecodeResult(codes=codes.gather(1, index.expand_as(codes)), passes=len(counts))
+
+
+def repeat(x: Tensor, copies: int) -> Tensor:
+    """Stack a batch on itself: the rows of the conditional half, then of the null half."""
+    return x if copies == 1 else torch.cat([x] * copies)
