@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from argen.errors import UserError
 from argen.layers.cache import KVCache, Window
-from argen.layers.norms import make_norm
+from argen.layers.norms import UnitNorm, make_norm
 from argen.layers.rope import apply_rope
 
 
@@ -20,12 +20,13 @@ class SelfAttention(nn.Module):
         heads: number of query heads.
         kv_heads: number of key/value heads; fewer than `heads` shares each among several queries
             (grouped-query attention, arXiv 2305.13245).
-        bias: biases in the projections.
+        bias: biases in the projections; `qv` leaves out that of the keys.
         qk_norm: normalise queries and keys per head before the rotation, by RMSNorms (true or
-            `rms`) or LayerNorms (`layer`).
+            `rms`), LayerNorms (`layer`) or to unit length with a learned temperature (`unit`).
         qk_norm_eps: epsilon of these norms.
         dropout: dropout rate of the output projection.
         attention_dropout: dropout rate of the attention weights.
+        logit_scale: multiplies the softmax's 1 / sqrt(head width).
     """
 
     def __init__(
@@ -34,11 +35,12 @@ class SelfAttention(nn.Module):
         heads: int,
         *,
         kv_heads: int | None = None,
-        bias: bool = False,
+        bias: bool | str = False,
         qk_norm: bool | str = False,
         qk_norm_eps: float = 1e-5,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
+        logit_scale: float = 1.0,
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
@@ -48,12 +50,21 @@ class SelfAttention(nn.Module):
                 "key/value heads."
             )
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
-        self.attention_dropout = attention_dropout
-        self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
-        self.out = nn.Linear(dim, dim, bias=bias)
+        self.attention_dropout, self.logit_scale = attention_dropout, logit_scale
+        sizes = [n * self.head_dim for n in (heads, kv_heads, kv_heads)]
+        self.qkv = (
+            QVBiasLinear(dim, *sizes)
+            if bias == "qv"
+            else nn.Linear(dim, sum(sizes), bias=bool(bias))
+        )
+        self.out = nn.Linear(dim, dim, bias=bool(bias))
         kind = "rms" if qk_norm is True else qk_norm
-        self.q_norm = make_norm(kind, self.head_dim, qk_norm_eps) if kind else nn.Identity()
-        self.k_norm = make_norm(kind, self.head_dim, qk_norm_eps) if kind else nn.Identity()
+        if kind == "unit":
+            self.q_norm: nn.Module = UnitNorm(self.head_dim, heads)
+            self.k_norm: nn.Module = UnitNorm(self.head_dim)
+        else:
+            self.q_norm = make_norm(kind, self.head_dim, qk_norm_eps) if kind else nn.Identity()
+            self.k_norm = make_norm(kind, self.head_dim, qk_norm_eps) if kind else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -84,6 +95,8 @@ class SelfAttention(nn.Module):
         q = self.q_norm(q.view(B, L, self.heads, self.head_dim)).transpose(1, 2)  # B heads L hd
         k = self.k_norm(k.view(B, L, self.kv_heads, self.head_dim)).transpose(1, 2)  # B kv L hd
         v = v.view(B, L, self.kv_heads, self.head_dim).transpose(1, 2)
+        if self.logit_scale != 1.0:
+            q = q * self.logit_scale
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
         if cache is not None:
@@ -95,6 +108,31 @@ class SelfAttention(nn.Module):
         y = attend(q, k, v, mask=mask, causal=causal, dropout=dropout)
         y_BLD = y.transpose(1, 2).reshape(B, L, D)
         return self.dropout(self.out(y_BLD))
+
+
+class QVBiasLinear(nn.Linear):
+    """Fused projection to queries, keys and values with no bias on the keys.
+
+    A bias on plain keys changes nothing, as it moves all logits of a query alike; on normalised
+    keys it would.
+
+    Args:
+        dim: input width D.
+        q: width of the queries.
+        k: width of the keys.
+        v: width of the values.
+    """
+
+    def __init__(self, dim: int, q: int, k: int, v: int) -> None:
+        super().__init__(dim, q + k + v, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(q))
+        self.v_bias = nn.Parameter(torch.zeros(v))
+        self.k_width = k
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., D) to (..., q + k + v)."""
+        bias = torch.cat((self.q_bias, self.q_bias.new_zeros(self.k_width), self.v_bias))
+        return F.linear(x, self.weight, bias)
 
 
 def attend(

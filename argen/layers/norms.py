@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from argen.errors import UserError
 
@@ -44,3 +47,29 @@ def make_norm(kind: str, dim: int, eps: float) -> nn.Module:
     if kind not in ("layer", "layer_plain"):
         raise UserError(f"Unknown norm {kind!r}; use rms, layer or layer_plain.")
     return nn.LayerNorm(dim, eps=eps, elementwise_affine=kind == "layer")
+
+
+class UnitNorm(nn.Module):
+    """Unit vectors, times a learned factor a head where `heads` is given.
+
+    For queries and keys of cosine attention (Swin v2, arXiv 2111.09883; VAR, arXiv 2404.02905):
+    the factor is exp(min(log_scale, log 100)), from 4 on, and takes the place of the softmax's
+    1 / sqrt(width), which is undone here.
+
+    Args:
+        dim: size of the last axis.
+        heads: size of the axis before it, for queries; 0 for keys.
+    """
+
+    def __init__(self, dim: int, heads: int = 0) -> None:
+        super().__init__()
+        self.undo = dim**0.5
+        start = torch.full((heads, 1), math.log(4.0))
+        self.log_scale = nn.Parameter(start) if heads else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` (..., heads, dim), in float32."""
+        unit = F.normalize(x.float(), dim=-1)
+        if self.log_scale is not None:
+            unit = unit * (self.log_scale.float().clamp(max=math.log(100.0)).exp() * self.undo)
+        return unit.to(x.dtype)

@@ -43,12 +43,20 @@ class MLP(nn.Module):
         hidden: hidden width.
         dropout: dropout rate of the output.
         inner_dropout: dropout rate of the hidden activations.
+        gelu: `none` for the exact GELU, `tanh` for its approximation.
     """
 
     def __init__(
-        self, dim: int, hidden: int, *, dropout: float = 0.0, inner_dropout: float = 0.0
+        self,
+        dim: int,
+        hidden: int,
+        *,
+        dropout: float = 0.0,
+        inner_dropout: float = 0.0,
+        gelu: str = "none",
     ) -> None:
         super().__init__()
+        self.gelu = gelu
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
         self.inner_dropout = nn.Dropout(inner_dropout)
@@ -56,7 +64,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., D) to (..., D)."""
-        return self.dropout(self.fc2(self.inner_dropout(F.gelu(self.fc1(x)))))
+        return self.dropout(
+            self.fc2(self.inner_dropout(F.gelu(self.fc1(x), approximate=self.gelu)))
+        )
 
 
 class DropPath(nn.Module):
@@ -85,10 +95,11 @@ class Block(nn.Module):
         ffn_hidden: hidden width of the feed-forward layer.
         norm_eps: epsilon of the norms.
         norm: `rms`, `layer` or `layer_plain`.
-        ffn: `swiglu`, without biases, or `gelu`, with them.
-        bias: biases in the attention's projections.
-        qk_norm: normalise queries and keys; `layer` by LayerNorms, `rms` or true by RMSNorms.
+        ffn: `swiglu`, without biases, or `gelu` or `gelu_tanh`, with them.
+        bias: biases in the attention's projections, see `SelfAttention`.
+        qk_norm: normalise queries and keys, see `SelfAttention`.
         qk_norm_eps: epsilon of these norms.
+        logit_scale: multiplies the softmax's 1 / sqrt(head width).
         attention_dropout: dropout of attention weights.
         residual_dropout: dropout after the attention's output projection.
         ffn_dropout: dropout after the feed-forward layer.
@@ -106,9 +117,10 @@ class Block(nn.Module):
         norm: str = "rms",
         norm_eps: float = 1e-5,
         ffn: str = "swiglu",
-        bias: bool = False,
+        bias: bool | str = False,
         qk_norm: bool | str = False,
         qk_norm_eps: float = 1e-5,
+        logit_scale: float = 1.0,
         attention_dropout: float = 0.0,
         residual_dropout: float = 0.0,
         ffn_dropout: float = 0.0,
@@ -126,15 +138,22 @@ class Block(nn.Module):
             qk_norm_eps=qk_norm_eps,
             dropout=residual_dropout,
             attention_dropout=attention_dropout,
+            logit_scale=logit_scale,
         )
         self.ffn_norm = make_norm(norm, dim, norm_eps)
         self.ffn: SwiGLU | MLP
         if ffn == "swiglu":
             self.ffn = SwiGLU(dim, ffn_hidden, dropout=ffn_dropout)
-        elif ffn == "gelu":
-            self.ffn = MLP(dim, ffn_hidden, dropout=ffn_dropout, inner_dropout=ffn_inner_dropout)
+        elif ffn in ("gelu", "gelu_tanh"):
+            self.ffn = MLP(
+                dim,
+                ffn_hidden,
+                dropout=ffn_dropout,
+                inner_dropout=ffn_inner_dropout,
+                gelu="tanh" if ffn == "gelu_tanh" else "none",
+            )
         else:
-            raise UserError(f"Unknown feed-forward layer {ffn!r}; use swiglu or gelu.")
+            raise UserError(f"Unknown feed-forward layer {ffn!r}; use swiglu, gelu or gelu_tanh.")
         self.drop_path = DropPath(drop_path)
 
     def forward(
