@@ -91,13 +91,21 @@ class ClassConditioner(Conditioner):
     Args:
         num_classes: number of classes.
         dim: width D of a row.
-        drop_rate: share of labels dropped in training; 0 means no null row.
+        drop_rate: share of labels dropped in training.
+        null_row: whether the table has the null row; when None, if labels are ever dropped.
     """
 
-    def __init__(self, num_classes: int, dim: int, *, drop_rate: float = 0.1) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        drop_rate: float = 0.1,
+        null_row: bool | None = None,
+    ) -> None:
         super().__init__()
         self.num_classes, self.drop_rate, self.length = num_classes, drop_rate, 1
-        self.has_null = drop_rate > 0
+        self.has_null = drop_rate > 0 if null_row is None else null_row
         self.table = nn.Embedding(num_classes + int(self.has_null), dim)
 
     def forward(self, inputs: Tensor, *, drop_B: Tensor | None = None) -> Cond:
