@@ -21,15 +21,17 @@ class FSQ(Quantizer):
         levels: number of values of each of the C numbers, e.g. (8, 8, 8) for 512 codes.
         symmetric: spread the values evenly over [-1, 1] ends included; otherwise the paper's
             form, in which an even number of levels has one more value below zero than above.
+        groups: cut the vector into this many groups of C numbers, with one id each.
     """
 
-    def __init__(self, levels: Sequence[int], *, symmetric: bool = False) -> None:
+    def __init__(self, levels: Sequence[int], *, symmetric: bool = False, groups: int = 1) -> None:
         super().__init__()
         if not levels or min(levels) < 2:
             raise UserError(f"FSQ needs at least two levels a number, not {list(levels)}.")
         self.levels = tuple(int(level) for level in levels)
-        self.dim, self.vocab_sizes = len(self.levels), (math.prod(self.levels),)
-        self.symmetric = symmetric
+        self.dim = len(self.levels) * groups
+        self.vocab_sizes = (math.prod(self.levels),) * groups
+        self.symmetric, self.groups = symmetric, groups
         self.level_sizes: Tensor
         self.strides: Tensor
         sizes = torch.tensor(self.levels)
@@ -60,11 +62,19 @@ class FSQ(Quantizer):
     @float32
     def forward(self, z: Tensor, *, noise: Noise | None = None) -> Quantized:
         """Quantise `z` (..., C); there is no loss."""
+        if self.groups > 1:
+            z = z.unflatten(-1, (self.groups, -1))
         bounded, digits = self._digits(z)
         quantized = self._values(straight_through(bounded, digits.float()))
+        if self.groups > 1:
+            quantized = quantized.flatten(-2)
         return Quantized(z=quantized, ids=(digits * self.strides).sum(-1))
 
+    def digits(self, ids: Tensor) -> Tensor:
+        """Return which level of each number ids stand for, one more axis than `ids`."""
+        return ids[..., None] // self.strides % self.level_sizes
+
     def lookup(self, ids: Tensor) -> Tensor:
-        """Return the vectors (..., C) of ids (...)."""
-        digits = ids[..., None] // self.strides % self.level_sizes
-        return self._values(digits.float())
+        """Return the vectors (..., C) of ids (...), or (..., G) where there are groups."""
+        values = self._values(self.digits(ids).float())
+        return values.flatten(-2) if self.groups > 1 else values

@@ -1,4 +1,4 @@
-"""Vector quantisation with a learned codebook (arXiv 1711.00937)."""
+"""Vector quantisation with a codebook learned by gradient (arXiv 1711.00937)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from argen.layers.noise import Noise
-from argen.layers.precision import float32
-from argen.tokenizers.quantizers.base import Quantized, Quantizer, nearest_code, straight_through
+from argen.tokenizers.quantizers.codebook import HEADROOM, Codebook
 
 
-class VQ(Quantizer):
+class VQ(Codebook):
     """Nearest row of a codebook trained by gradient.
 
     Args:
@@ -19,9 +17,13 @@ class VQ(Quantizer):
         dim: width C.
         l2_norm: compare and return unit vectors (LlamaGen, arXiv 2406.06525); the stored rows need
             not be of unit length.
+        entropy: also give the `entropy` loss in training: mean entropy of the assignments minus
+            the entropy of their mean.
         entropy_temperature: divides the squared distances in the entropy term.
-        entropy: also give the `entropy` loss: mean entropy of the assignments minus the entropy of
-            their mean.
+        gradient: see `Codebook`, as for the arguments that follow.
+        kmeans_steps: iterations of k-means on the first training batch.
+        revive_below: vectors a step below which a code is replaced.
+        count_decay: decay of the counts that `revive_below` is compared with.
     """
 
     def __init__(
@@ -32,39 +34,60 @@ class VQ(Quantizer):
         l2_norm: bool = False,
         entropy: bool = False,
         entropy_temperature: float = 0.01,
+        gradient: str = "straight_through",
+        kmeans_steps: int = 0,
+        revive_below: float = 0.0,
+        count_decay: float = 0.99,
     ) -> None:
-        super().__init__()
-        self.dim, self.vocab_sizes = dim, (codes,)
-        self.l2_norm, self.entropy, self.entropy_temperature = l2_norm, entropy, entropy_temperature
+        super().__init__(
+            codes,
+            dim,
+            l2_norm=l2_norm,
+            gradient=gradient,
+            kmeans_steps=kmeans_steps,
+            revive_below=revive_below,
+            count_decay=count_decay,
+        )
+        self.entropy, self.entropy_temperature = entropy, entropy_temperature
         self.codebook = nn.Embedding(codes, dim)
         nn.init.uniform_(self.codebook.weight, -1.0 / codes, 1.0 / codes)
         if l2_norm:
             self.codebook.weight.data = F.normalize(self.codebook.weight.data, dim=-1)
+        self.count: Tensor | None
+        start = torch.full((codes,), HEADROOM * revive_below)
+        self.register_buffer("count", start if revive_below > 0 else None)
 
     def rows(self) -> Tensor:
         """Return the codebook (K, C) as it is compared and looked up."""
         weight = self.codebook.weight.float()
         return F.normalize(weight, dim=-1) if self.l2_norm else weight
 
-    @float32
-    def forward(self, z: Tensor, *, noise: Noise | None = None) -> Quantized:
-        """Quantise `z` (..., C); losses `codebook`, `commitment` and, if asked for, `entropy`."""
-        if self.l2_norm:
-            z = F.normalize(z, dim=-1)
-        rows, flat = self.rows(), z.reshape(-1, self.dim)
-        ids = nearest_code(flat, rows).view(z.shape[:-1])
-        quantized = F.embedding(ids, rows)
+    def counts(self) -> Tensor | None:
+        """Return the moving average of the counts (K,), kept only where codes are revived."""
+        return self.count
+
+    def place(self, codes_K: Tensor, vectors: Tensor, counts: Tensor) -> None:
+        """Overwrite the rows marked by `codes_K`."""
+        self.codebook.weight.data[codes_K] = vectors.to(self.codebook.weight.dtype)
+        if self.count is not None:
+            self.count[codes_K] = counts
+
+    @torch.no_grad()
+    def learn(self, z_NC: Tensor, ids_N: Tensor) -> None:
+        """Keep the counts; the rows themselves learn by gradient."""
+        if self.count is not None:
+            self.average_counts(self.count, z_NC, ids_N)
+
+    def losses(self, z: Tensor, quantized: Tensor, rows_KC: Tensor) -> dict[str, Tensor]:
+        """Return `codebook`, `commitment` and, if asked for and in training, `entropy`."""
         losses = {
             "codebook": F.mse_loss(quantized, z.detach()),
             "commitment": F.mse_loss(z, quantized.detach()),
         }
         if self.entropy and self.training:
-            losses["entropy"] = assignment_entropy(flat, rows, self.entropy_temperature)
-        return Quantized(z=straight_through(z, quantized), ids=ids, losses=losses)
-
-    def lookup(self, ids: Tensor) -> Tensor:
-        """Return the vectors (..., C) of ids (...)."""
-        return F.embedding(ids, self.rows())
+            flat = z.reshape(-1, self.dim)
+            losses["entropy"] = assignment_entropy(flat, rows_KC, self.entropy_temperature)
+        return losses
 
 
 def assignment_entropy(z_NC: Tensor, codebook_KC: Tensor, temperature: float) -> Tensor:

@@ -1,0 +1,81 @@
+"""Entropies of soft assignments to sign vectors, without listing the 2^d of them.
+
+The soft assignment of a vector z to the codes c in {-1, +1}^d is softmax(2 z.c / T). It is a
+product over bits, each with its own log-odds 4 z_i / T, so that its entropy is the sum of d binary
+entropies, exactly. The mean assignment of N vectors is no product, but it is a product of two
+N x 2^(d/2) matrices: no N x 2^d table of probabilities is ever built.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from argen.layers.collective import all_mean
+
+OFFSET = 1e-5  # inside logarithms, as in the published losses
+
+
+def binary_entropy(log_odds: Tensor) -> Tensor:
+    """Return the entropy in nats of coins with these log-odds, without loss of precision."""
+    size = log_odds.abs()
+    return F.softplus(-size) + size * torch.sigmoid(-size)
+
+
+def sample_entropy(log_odds: Tensor) -> Tensor:
+    """Return the mean entropy of the assignments of (..., d) log-odds, a scalar in nats."""
+    return binary_entropy(log_odds).sum(-1).mean()
+
+
+def joint(log_odds_Nd: Tensor) -> Tensor:
+    """Return the probabilities (N, 2^d) of all bit strings, from the log-odds of each bit."""
+    ones, zeros = torch.sigmoid(log_odds_Nd), torch.sigmoid(-log_odds_Nd)
+    found = ones.new_ones(ones.shape[0], 1)
+    for zero_N, one_N in zip(zeros.unbind(-1), ones.unbind(-1)):
+        found = torch.cat((found * zero_N[:, None], found * one_N[:, None]), dim=-1)
+    return found
+
+
+def mean_assignment(log_odds_Nd: Tensor) -> Tensor:
+    """Return the mean probability of each of the 2^d codes, over all processes' vectors."""
+    half = log_odds_Nd.shape[-1] // 2
+    first, second = joint(log_odds_Nd[:, :half]), joint(log_odds_Nd[:, half:])  # N 2^(d/2)
+    return all_mean((second.T @ first).flatten(), log_odds_Nd.shape[0])
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """Return -sum p log(p + 1e-5) over the last axis."""
+    return -(probs * torch.log(probs + OFFSET)).sum(-1)
+
+
+def clamped_entropy(probs: Tensor) -> Tensor:
+    """Return -sum p log(max(p, 1e-5)) over the last axis."""
+    return -(probs * probs.clamp(min=OFFSET).log()).sum(-1)
+
+
+def clamped_sample_entropy(log_odds_Nd: Tensor, *, max_elements: int = 1 << 24) -> Tensor:
+    """Return the mean clamped entropy of the assignments of (N, d) log-odds.
+
+    The clamp couples the bits, so that all 2^d probabilities are needed, a chunk of vectors at a
+    time; backward computes each chunk again.
+    """
+
+    def part(odds: Tensor) -> Tensor:
+        return clamped_entropy(joint(odds)).sum()
+
+    count, d = log_odds_Nd.shape
+    chunks = log_odds_Nd.split(max(1, max_elements >> d))
+    if len(chunks) == 1:
+        return part(log_odds_Nd) / count
+    return torch.stack([checkpoint(part, c, use_reentrant=False) for c in chunks]).sum() / count
+
+
+def bitwise_entropy(log_odds_Nd: Tensor) -> Tensor:
+    """Return the entropy of independent bits with the mean assignment's marginals.
+
+    An upper bound of the mean assignment's own entropy, at most d log 2 (BSQ, arXiv 2406.07548).
+    """
+    both = torch.stack((torch.sigmoid(log_odds_Nd), torch.sigmoid(-log_odds_Nd)), dim=-1)  # N d 2
+    return entropy(all_mean(both.sum(0), log_odds_Nd.shape[0])).sum()
