@@ -7,16 +7,18 @@ Under guidance the rows of `params` are doubled: the conditional half first, the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from argen.errors import UserError
 from argen.layers.noise import Noise
 
 Filter = Callable[[Tensor], Tensor]
+Weight = float | Tensor | Sequence[float] | None
 
 
 class Head(nn.Module, ABC):
@@ -30,7 +32,11 @@ class Head(nn.Module, ABC):
     def loss(self, params: Tensor, target: Tensor, **draws: Any) -> Tensor:
         """Return the loss of each position (B, n)."""
 
-    def guided(self, params: Any, weight: float | Tensor | None) -> Any:
+    def outputs(self) -> list[nn.Linear]:
+        """Return the layers that give logits, which some recipes start at zero."""
+        return []
+
+    def guided(self, params: Any, weight: Weight) -> Any:
         """Return what observers are shown: guided parameters, where guidance acts on them.
 
         Diffusion and flow heads guide inside the draw and show the raw rows.
@@ -42,7 +48,7 @@ class Head(nn.Module, ABC):
         self,
         params: Tensor,
         *,
-        weight: float | Tensor | None,
+        weight: Weight,
         filters: Filter,
         noise: Noise,
         positions: Tensor,
@@ -51,7 +57,8 @@ class Head(nn.Module, ABC):
 
         Args:
             params: from `forward`; 2B rows when `weight` is given.
-            weight: guidance weight, a number or (n,) or (B, n); None when not guided.
+            weight: guidance weight, a number or (n,) or (B, n), or for factorised heads a list of
+                one a sub-token; None when not guided.
             filters: maps guided logits to filtered ones (identity for continuous heads).
             noise: draws keyed by sample and position.
             positions: positions of the group, long (n,) or (B, n).
@@ -61,7 +68,7 @@ class Head(nn.Module, ABC):
         """
 
 
-def guide(params: Tensor, weight: float | Tensor | None) -> Tensor:
+def guide(params: Tensor, weight: Weight) -> Tensor:
     """Combine doubled rows: null + weight (cond - null), in float32; plain rows pass unchanged.
 
     Args:
@@ -72,6 +79,11 @@ def guide(params: Tensor, weight: float | Tensor | None) -> Tensor:
     if weight is None:
         return params
     cond, null = params.chunk(2)
+    if isinstance(weight, Sequence):
+        raise UserError(
+            "A guidance weight for each sub-token needs a generator with a factorised head; this "
+            "one takes a single weight."
+        )
     if isinstance(weight, Tensor):
         weight = weight.reshape(*weight.shape, *(1,) * (params.ndim - 2))
     elif weight == 1.0:
@@ -105,11 +117,19 @@ class CategoricalHead(Head):
         dim: width D of the hidden vectors.
         vocab_size: V.
         bias: bias of the output projection.
+        codes: only ids below this are drawn, where the vocabulary holds others too.
     """
 
-    def __init__(self, dim: int, vocab_size: int, *, bias: bool = False) -> None:
+    def __init__(
+        self, dim: int, vocab_size: int, *, bias: bool = False, codes: int | None = None
+    ) -> None:
         super().__init__()
         self.proj = nn.Linear(dim, vocab_size, bias=bias)
+        self.codes = vocab_size if codes is None else codes
+
+    def outputs(self) -> list[nn.Linear]:
+        """Return the one projection."""
+        return [self.proj]
 
     def forward(self, hidden_BnD: Tensor) -> Tensor:
         """Return float32 logits (B, n, V)."""
@@ -125,12 +145,12 @@ class CategoricalHead(Head):
         self,
         params: Tensor,
         *,
-        weight: float | Tensor | None,
+        weight: Weight,
         filters: Filter,
         noise: Noise,
         positions: Tensor,
     ) -> Tensor:
         """Draw ids (B, n)."""
-        logits = filters(guide(params, weight))
+        logits = filters(guide(params, weight)[..., : self.codes])
         uniform = noise.uniform(positions).to(logits.device)
         return draw_categorical(logits, uniform.expand(logits.shape[:-1]))

@@ -22,11 +22,13 @@ class Plan:
             speculative and Jacobi decoding need.
         any_order: whether the groups above are only a default and every sample may be drawn in
             an order of its own, which is what masked decoding needs.
+        permutable: whether `start` and `score` take another order of single codes.
     """
 
     groups: tuple[tuple[int, ...], ...]
     lookahead: bool = False
     any_order: bool = False
+    permutable: bool = False
 
     def __post_init__(self) -> None:
         flat = sorted(p for group in self.groups for p in group)
@@ -64,9 +66,10 @@ class Plan:
             )
 
     @classmethod
-    def raster(cls, spec: CodeSpec, *, lookahead: bool = True) -> Plan:
+    def raster(cls, spec: CodeSpec, *, lookahead: bool = True, permutable: bool = False) -> Plan:
         """One code at a time, in the order the tokenizer emits them."""
-        return cls(tuple((i,) for i in range(spec.length)), lookahead=lookahead)
+        groups = tuple((i,) for i in range(spec.length))
+        return cls(groups, lookahead=lookahead, permutable=permutable)
 
     @classmethod
     def in_order(cls, order: Iterable[int], *, lookahead: bool = True) -> Plan:
