@@ -71,6 +71,8 @@ class Encoder(nn.Module):
         out_kernel: kernel of the last convolution, 3 or 1.
         dropout: dropout in the residual blocks.
         norm_groups: groups of the norms.
+        patch: fold patch x patch pixels into channels first, which saves the costly work at full
+            resolution.
     """
 
     def __init__(
@@ -90,11 +92,14 @@ class Encoder(nn.Module):
         out_kernel: int = 3,
         dropout: float = 0.0,
         norm_groups: int = 32,
+        patch: int = 1,
     ) -> None:
         super().__init__()
+        self.patch = patch
+        self.factor = patch * 2 ** (len(multipliers) - 1)
         count = len(multipliers)
         with_attention = {level % count for level in attention_levels}
-        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1, bias=bias)
+        self.conv_in = nn.Conv2d(in_channels * patch**2, channels, 3, padding=1, bias=bias)
         levels, width = [], channels
         for i, multiplier in enumerate(multipliers):
             residual, attentions = [], []
@@ -130,7 +135,8 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, 3, H, W) to (B, out_channels, h, w)."""
-        x = self.conv_in(images)
+        x = F.pixel_unshuffle(images, self.patch) if self.patch > 1 else images
+        x = self.conv_in(x)
         for level in self.levels:
             x = level(x)
         return self.conv_out(F.silu(self.norm_out(self.middle(x))))
@@ -154,6 +160,7 @@ class Decoder(nn.Module):
         shortcut: see `ResBlock`.
         dropout: dropout in the residual blocks.
         norm_groups: groups of the norms.
+        patch: unfold channels into patch x patch pixels last; see `Encoder`.
     """
 
     def __init__(
@@ -172,8 +179,10 @@ class Decoder(nn.Module):
         shortcut: str = "input",
         dropout: float = 0.0,
         norm_groups: int = 32,
+        patch: int = 1,
     ) -> None:
         super().__init__()
+        self.patch = patch
         count = len(multipliers)
         with_attention = {level % count for level in attention_levels}
         width = channels * multipliers[-1]
@@ -208,14 +217,15 @@ class Decoder(nn.Module):
             )
         self.levels = nn.ModuleList(levels)
         self.norm_out = group_norm(width, groups=norm_groups)
-        self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, out_channels * patch**2, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         """Map (B, in_channels, h, w) to images (B, 3, H, W)."""
         x = self.middle(self.conv_in(z))
         for level in self.levels:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        y = self.conv_out(F.silu(self.norm_out(x)))
+        return F.pixel_shuffle(y, self.patch) if self.patch > 1 else y
 
 
 class CNNTokenizer(Tokenizer):
@@ -246,7 +256,7 @@ class CNNTokenizer(Tokenizer):
         self.encoder, self.decoder, self.quantizer = encoder, decoder, quantizer
         self.unit_range = unit_range
         self.image_size = as_size(image_size)
-        self.factor = 2 ** (len(encoder.levels) - 1)
+        self.factor = encoder.factor
         latent, wanted = encoder.conv_out.out_channels, decoder.conv_in.in_channels
         if not projection and not latent == quantizer.dim == wanted:
             raise UserError(

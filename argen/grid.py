@@ -1,0 +1,80 @@
+"""Pictures on disk: PNG files, and a grid with one labelled row a class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from argen.checkpoint import replacing
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+GAP, LABEL_HEIGHT = 4, 18
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Turn images (B, 3, H, W) in [-1, 1] into uint8 (B, H, W, 3): clamped, scaled, rounded."""
+    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round()
+    return pixels.to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """Turn images (B, 3, H, W) in [-1, 1] into pictures."""
+    from PIL import Image
+
+    return [Image.fromarray(pixels.numpy()) for pixels in to_uint8(images)]
+
+
+def draw_grid(
+    rows: Sequence[tuple[str, Tensor]], *, least_side: int = 64, columns: int | None = None
+) -> Image.Image:
+    """Draw rows of pictures under their labels.
+
+    Args:
+        rows: label and images (n, 3, H, W) of each row.
+        least_side: small pictures are enlarged by a whole factor, pixels kept sharp, to about
+            this side.
+        columns: pictures a line; longer rows wrap. All on one line when None.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(size=13)
+    drawn: list[tuple[str, list[Image.Image]]] = []
+    for label, images in rows:
+        pictures = to_pil(images)
+        if pictures:
+            factor = max(1, round(least_side / min(pictures[0].size)))
+            size = (pictures[0].width * factor, pictures[0].height * factor)
+            pictures = [p.resize(size, Image.Resampling.NEAREST) for p in pictures]
+        step = columns or max(1, len(pictures))
+        lines = [pictures[i : i + step] for i in range(0, len(pictures), step)]
+        drawn += [(label if i == 0 else "", line) for i, line in enumerate(lines)]
+    width = max(
+        [GAP + sum(p.width + GAP for p in line) for _, line in drawn]
+        + [int(font.getlength(label)) + 2 * GAP for label, _ in drawn]
+    )
+    heights = [(LABEL_HEIGHT if label else 0) + line[0].height + GAP for label, line in drawn]
+    canvas = Image.new("RGB", (width, GAP + sum(heights)), "white")
+    pen, y = ImageDraw.Draw(canvas), GAP
+    for (label, line), height in zip(drawn, heights):
+        top = y
+        if label:
+            pen.text((GAP, top), label, fill=(60, 60, 60), font=font)
+            top += LABEL_HEIGHT
+        x = GAP
+        for picture in line:
+            canvas.paste(picture, (x, top))
+            x += picture.width + GAP
+        y += height
+    return canvas
+
+
+def save_picture(picture: Image.Image, path: Path | str) -> None:
+    """Write a PNG, whole or not at all."""
+    with replacing(path) as temporary:
+        picture.save(temporary, format="PNG")

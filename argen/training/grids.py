@@ -1,0 +1,101 @@
+"""Pictures to look at while a stage trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from argen.grid import draw_grid, save_picture
+from argen.pipeline import Pipeline
+from argen.tokenizers.base import Tokenizer
+
+
+def reconstruction_grid(tokenizer: Tokenizer, images: Tensor) -> Any:
+    """Return originals above their reconstructions.
+
+    Args:
+        tokenizer: encodes and decodes.
+        images: (n, 3, H, W) in [-1, 1].
+    """
+    with torch.inference_mode():
+        device = next(tokenizer.parameters()).device
+        decoded = tokenizer.decode(tokenizer.encode(images.to(device))).float().clamp(-1, 1)
+    rows = [("held-out pictures", images), ("reconstructed from their codes", decoded.cpu())]
+    return draw_grid(rows, columns=16)
+
+
+class ReconstructionGrid(Callback):
+    """Draws held-out pictures and their reconstructions after each validation.
+
+    Args:
+        images: (n, 3, H, W) in [-1, 1].
+        directory: where `step-N.png` goes.
+    """
+
+    def __init__(self, images: Tensor, directory: Path) -> None:
+        self.images, self.directory = images, directory
+
+    @rank_zero_only
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw, unless this is the sanity check before training."""
+        if not trainer.sanity_checking:
+            picture = reconstruction_grid(pl_module.tokenizer, self.images)  # type: ignore[arg-type]
+            _publish(trainer, picture, self.directory, "reconstructions")
+
+
+class SampleGrid(Callback):
+    """Draws a grid of new pictures, one row a class, after each validation.
+
+    Args:
+        tokenizer: decodes what the generator draws.
+        class_names: labels of the rows.
+        directory: where `step-N.png` goes.
+        per_class: pictures a row.
+        most_classes: rows at most.
+        settings: sampling settings, as for `Pipeline`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        class_names: tuple[str, ...],
+        directory: Path,
+        *,
+        per_class: int = 8,
+        most_classes: int = 10,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        self.tokenizer, self.class_names, self.directory = tokenizer, class_names, directory
+        self.per_class, self.most_classes = per_class, most_classes
+        self.settings = settings or {}
+
+    @rank_zero_only
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw, unless this is the sanity check before training."""
+        if trainer.sanity_checking:
+            return
+        generator: Any = pl_module.generator
+        training = generator.training
+        pipe = Pipeline(
+            tokenizer=self.tokenizer.to(pl_module.device),
+            generator=generator,
+            class_names=self.class_names,
+            defaults=self.settings,
+        )
+        classes = list(range(min(self.most_classes, len(self.class_names))))
+        samples = pipe(classes, n=self.per_class, seed=0, batch_size=64)
+        generator.train(training)
+        _publish(trainer, samples.grid(), self.directory, "samples")
+
+
+def _publish(trainer: Trainer, picture: Any, directory: Path, name: str) -> None:
+    """Write a grid beside the checkpoints, and hand it to loggers that take pictures."""
+    save_picture(picture, directory / f"step-{trainer.global_step:07d}.png")
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_image"):
+            logger.log_image(key=name, images=[picture], step=trainer.global_step)

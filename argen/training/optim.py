@@ -1,0 +1,87 @@
+"""Optimisers and learning-rate schedules, as data in `configs/optim/`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from argen.errors import UserError
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW (arXiv 1711.05101) with a warm-up and a schedule.
+
+    Attributes:
+        lr: peak learning rate.
+        betas: decay rates of the two moments.
+        weight_decay: applied to weights with two or more axes; never to biases, norms and, unless
+            `decay_embeddings`, embeddings.
+        decay_embeddings: also decay embedding tables.
+        eps: added to the denominator.
+        schedule: `constant`, `linear` or `cosine` from the peak to `final`.
+        warmup: steps of linear rise from 0.
+        final: last learning rate, as a share of the peak.
+        clip: largest gradient norm; 0 for no clipping.
+    """
+
+    lr: float = 1e-4
+    betas: Sequence[float] = field(default=(0.9, 0.95))
+    weight_decay: float = 0.05
+    decay_embeddings: bool = True
+    eps: float = 1e-8
+    schedule: str = "cosine"
+    warmup: int = 100
+    final: float = 0.0
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise UserError(
+                f"Unknown schedule {self.schedule!r}; use one of {', '.join(SCHEDULES)}."
+            )
+        if self.lr <= 0:
+            raise UserError(f"optim.lr={self.lr} must be positive.")
+
+    def optimizer(self, *modules: nn.Module) -> torch.optim.AdamW:
+        """Return the optimiser of all trainable parameters."""
+        decayed, plain = [], []
+        for module in modules:
+            for child in module.modules():
+                for parameter in child.parameters(recurse=False):
+                    if not parameter.requires_grad:
+                        continue
+                    embedding = isinstance(child, nn.Embedding) and not self.decay_embeddings
+                    (plain if parameter.ndim < 2 or embedding else decayed).append(parameter)
+        groups = [
+            {"params": list(dict.fromkeys(decayed)), "weight_decay": self.weight_decay},
+            {"params": list(dict.fromkeys(plain)), "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=self.lr,
+            betas=(self.betas[0], self.betas[1]),
+            eps=self.eps,
+            fused=True,
+        )
+
+    def scheduler(self, optimizer: torch.optim.Optimizer, *, steps: int) -> LambdaLR:
+        """Return the schedule over `steps` optimiser steps."""
+        return LambdaLR(optimizer, lambda step: self.factor(step, steps))
+
+    def factor(self, step: int, steps: int) -> float:
+        """Return the learning rate of a step as a share of the peak."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if self.schedule == "constant":
+            return 1.0
+        ratio = min(1.0, (step - self.warmup) / max(1, steps - self.warmup))
+        fall = ratio if self.schedule == "linear" else (1.0 - math.cos(math.pi * ratio)) / 2.0
+        return 1.0 + (self.final - 1.0) * fall

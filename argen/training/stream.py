@@ -1,0 +1,76 @@
+"""Batches for the two stages: an exactly resumable training stream and a plain validation pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import Dataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from argen.data.draws import DrawSampler
+
+
+class Stream(LightningDataModule):
+    """Feeds a fixed number of steps, all epochs joined into one stream.
+
+    Args:
+        train: drawn from with shuffling and augmentation.
+        val: seen once each validation, in order.
+        steps: optimiser steps of the whole run.
+        batch_size: samples a step and rank.
+        workers: loader processes; 0 loads in the training process.
+        seed: names the order and the augmentations.
+    """
+
+    def __init__(
+        self,
+        train: Dataset[Any],
+        val: Dataset[Any],
+        *,
+        steps: int,
+        batch_size: int,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.train, self.val = train, val
+        self.steps, self.batch_size, self.workers, self.seed = steps, batch_size, workers, seed
+
+    def _ranks(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        """Return the loader of the one long epoch."""
+        rank, world_size = self._ranks()
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
+        sampler = DrawSampler(
+            len(self.train),  # type: ignore[arg-type]
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            num_draws=self.steps * self.batch_size * accumulate,
+        )
+        return StatefulDataLoader(
+            self.train,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            drop_last=True,
+        )
+
+    def val_dataloader(self) -> StatefulDataLoader:
+        """Return the loader of one validation pass."""
+        rank, world_size = self._ranks()
+        sampler = DrawSampler.one_pass(
+            len(self.val),  # type: ignore[arg-type]
+            rank=rank,
+            world_size=world_size,
+        )
+        return StatefulDataLoader(
+            self.val,
+            batch_size=self.batch_size * 4,
+            sampler=sampler,
+            num_workers=min(1, self.workers),
+        )
