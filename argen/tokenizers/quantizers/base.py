@@ -49,6 +49,11 @@ class Quantizer(nn.Module, ABC):
     vocab_sizes: tuple[int, ...] = ()
     bits: int = 0
 
+    @property
+    def in_dim(self) -> int:
+        """Width of the vectors `forward` takes, where it is not `dim` (a mean and a variance)."""
+        return self.dim
+
     @abstractmethod
     def forward(self, z: Tensor, *, noise: Noise | None = None) -> Quantized:
         """Quantise `z` (B, ..., C); computed in float32 whatever the autocast type.
