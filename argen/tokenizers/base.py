@@ -22,7 +22,7 @@ class TokenizerOutput:
     Attributes:
         images: reconstruction (B, 3, H, W), not clamped.
         losses: named scalars, unweighted, beyond the reconstruction itself.
-        ids: the codes, for usage statistics; None for codes that are not ids.
+        ids: the codes, ids or bits, for usage statistics; None for continuous codes.
         latents: what the encoder gave, before quantisation, where a loss wants it.
         metrics: named scalars to log, detached.
     """

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from argen.errors import UserError
+from argen.layers.adaptive_norm import AdaptiveGroupNorm
 from argen.layers.conv import AttentionBlock, Downsample, ResBlock, Upsample, group_norm
 from argen.layers.noise import Noise
 from argen.spec import CodeSpec
@@ -69,6 +70,7 @@ class Encoder(nn.Module):
         bias: biases of the residual blocks and of the first convolution.
         shortcut: see `ResBlock`.
         out_kernel: kernel of the last convolution, 3 or 1.
+        out_activation: SiLU between the last norm and convolution.
         dropout: dropout in the residual blocks.
         norm_groups: groups of the norms.
         patch: fold patch x patch pixels into channels first, which saves the costly work at full
@@ -90,6 +92,7 @@ class Encoder(nn.Module):
         bias: bool = True,
         shortcut: str = "input",
         out_kernel: int = 3,
+        out_activation: bool = True,
         dropout: float = 0.0,
         norm_groups: int = 32,
         patch: int = 1,
@@ -131,6 +134,7 @@ class Encoder(nn.Module):
             norm_groups=norm_groups,
         )
         self.norm_out = group_norm(width, groups=norm_groups)
+        self.act_out = nn.SiLU() if out_activation else nn.Identity()
         self.conv_out = nn.Conv2d(width, out_channels, out_kernel, padding=out_kernel // 2)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -139,7 +143,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for level in self.levels:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.middle(x))))
+        return self.conv_out(self.act_out(self.norm_out(self.middle(x))))
 
 
 class Decoder(nn.Module):
@@ -158,6 +162,9 @@ class Decoder(nn.Module):
         upsample: see `Upsample`.
         bias: biases of the residual blocks.
         shortcut: see `ResBlock`.
+        in_norm: a group norm on the latent map itself.
+        adaptive_norm: before each level, a norm scaled and shifted by the latent map's statistics.
+        out_activation: SiLU between the last norm and convolution.
         dropout: dropout in the residual blocks.
         norm_groups: groups of the norms.
         patch: unfold channels into patch x patch pixels last; see `Encoder`.
@@ -177,6 +184,9 @@ class Decoder(nn.Module):
         upsample: str = "nearest",
         bias: bool = True,
         shortcut: str = "input",
+        in_norm: bool = False,
+        adaptive_norm: bool = False,
+        out_activation: bool = True,
         dropout: float = 0.0,
         norm_groups: int = 32,
         patch: int = 1,
@@ -186,6 +196,8 @@ class Decoder(nn.Module):
         count = len(multipliers)
         with_attention = {level % count for level in attention_levels}
         width = channels * multipliers[-1]
+        self.in_channels = in_channels
+        self.norm_in = group_norm(in_channels, groups=norm_groups) if in_norm else nn.Identity()
         self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
         self.middle = middle(
             width,
@@ -195,8 +207,10 @@ class Decoder(nn.Module):
             dropout=dropout,
             norm_groups=norm_groups,
         )
-        levels = []
+        levels, adaptive = [], []
         for i in reversed(range(count)):
+            if adaptive_norm:
+                adaptive.append(AdaptiveGroupNorm(width, in_channels, groups=norm_groups))
             residual, attentions = [], []
             for _ in range(blocks):
                 residual.append(
@@ -215,16 +229,21 @@ class Decoder(nn.Module):
             levels.append(
                 Level(residual, attentions, None if i == 0 else Upsample(width, kind=upsample))
             )
-        self.levels = nn.ModuleList(levels)
+        self.levels, self.adaptive = nn.ModuleList(levels), nn.ModuleList(adaptive)
         self.norm_out = group_norm(width, groups=norm_groups)
+        self.act_out = nn.SiLU() if out_activation else nn.Identity()
         self.conv_out = nn.Conv2d(width, out_channels * patch**2, 3, padding=1)
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Map (B, in_channels, h, w) to images (B, 3, H, W)."""
-        x = self.middle(self.conv_in(z))
-        for level in self.levels:
-            x = level(x)
-        y = self.conv_out(F.silu(self.norm_out(x)))
+    def forward(self, z: Tensor, *, noise: Noise | None = None) -> Tensor:
+        """Map (B, in_channels, h, w) to images (B, 3, H, W); a plain decoder needs no noise."""
+        return self.body(self.conv_in(self.norm_in(z)), z)
+
+    def body(self, x: Tensor, z: Tensor) -> Tensor:
+        """Run everything after the first convolution; `z` is what adaptive norms read."""
+        x = self.middle(x)
+        for i, level in enumerate(self.levels):
+            x = level(self.adaptive[i](x, z) if len(self.adaptive) else x)
+        y = self.conv_out(self.act_out(self.norm_out(x)))
         return F.pixel_shuffle(y, self.patch) if self.patch > 1 else y
 
 
@@ -257,7 +276,7 @@ class CNNTokenizer(Tokenizer):
         self.unit_range = unit_range
         self.image_size = as_size(image_size)
         self.factor = encoder.factor
-        latent, wanted = encoder.conv_out.out_channels, decoder.conv_in.in_channels
+        latent, wanted = encoder.conv_out.out_channels, decoder.in_channels
         if not projection and not latent == quantizer.dim == wanted:
             raise UserError(
                 f"Without projection the latent width {latent}, the quantiser's {quantizer.dim} "
@@ -303,11 +322,13 @@ class CNNTokenizer(Tokenizer):
         """Return images (B, 3, H, W) of codes that follow `spec`."""
         self.require_plain_decode(length=length, steps=steps, guidance=guidance)
         self.spec.check(codes)
-        return self.decode_latents(self.quantizer.lookup(codes.unflatten(1, self.spec.grid)))
+        z = self.quantizer.lookup(codes.unflatten(1, self.spec.grid))
+        return self.decode_latents(z, noise=noise)
 
-    def decode_latents(self, z: Tensor) -> Tensor:
+    def decode_latents(self, z: Tensor, *, noise: Noise | None = None) -> Tensor:
         """Return images of quantised vectors (B, h, w, C)."""
-        images = self.decoder(self.post_quant_conv(z.permute(0, 3, 1, 2)))
+        z = z.permute(0, 3, 1, 2).to(self.decoder.conv_in.weight.dtype)
+        images = self.decoder(self.post_quant_conv(z), noise=noise)
         return images * 2 - 1 if self.unit_range else images
 
     def forward(self, images: Tensor, *, noise: Noise | None = None) -> TokenizerOutput:
@@ -315,9 +336,9 @@ class CNNTokenizer(Tokenizer):
         z = self.latents(images)
         quantized = self.quantizer(z, noise=noise)
         return TokenizerOutput(
-            images=self.decode_latents(quantized.z),
+            images=self.decode_latents(quantized.z, noise=noise),
             losses=quantized.losses,
-            ids=quantized.ids,
+            ids=quantized.codes if self.quantizer.kind == "binary" else quantized.ids,
             latents=z,
         )
 
