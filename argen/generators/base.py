@@ -95,6 +95,13 @@ class Generator(nn.Module, ABC):
             counts: how many of the n each row keeps, long (R,); all when None.
         """
 
+    def bind(self, tokenizer: Any) -> None:
+        """Take what the network needs of its frozen tokenizer; called before training or drawing.
+
+        Next-scale models read the multi-scale quantiser to build their inputs. What is bound is
+        not part of the generator's weights.
+        """
+
     def require(self, spec: CodeSpec, kinds: Mapping[str, str]) -> None:
         """Raise unless this network can model `spec`.
 
