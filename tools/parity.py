@@ -28,6 +28,13 @@ from replays.fixture import Fixture
 # Module of tools/replays that knows a system.
 REPLAYS = {
     "llamagen": "llamagen",
+    "TiTok": "titok",
+    "TiTok (VAE)": "titok",
+    "TA-TiTok": "titok",
+    "One-D-Piece": "titok",
+    "MaskGIT BERT": "maskgit",
+    "MaskGIT U-ViT": "maskgit",
+    "maskgit-step": "maskgit",
     "var": "var",
     "var-vqvae": "var",
     "topk-topp": "controls",
