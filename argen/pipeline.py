@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -235,7 +235,11 @@ class Pipeline:
                     noise=SeededNoise(own, device=self.device),
                     observer=observer,
                 )
-                images = self.tokenizer.decode(result.codes).float().clamp(-1, 1)
+                if result.latents is None:
+                    images = self.tokenizer.decode(result.codes)
+                else:
+                    images = cast(Any, self.tokenizer).decode_latents(result.latents)
+                images = images.float().clamp(-1, 1)
             yield Samples(
                 images=images.cpu(),
                 codes=result.codes.cpu(),

@@ -28,6 +28,7 @@ from replays.fixture import Fixture
 # Module of tools/replays that knows a system.
 REPLAYS = {
     "llamagen": "llamagen",
+    "taming-transformers": "taming",
     "TiTok": "titok",
     "TiTok (VAE)": "titok",
     "TA-TiTok": "titok",
@@ -40,6 +41,9 @@ REPLAYS = {
     "topk-topp": "controls",
     "entropy-topk": "controls",
     "cfg-schedules": "controls",
+    "mar": "mar",
+    "mar-klvae": "mar_klvae",
+    "xar": "xar",
 }
 
 

@@ -23,11 +23,14 @@ class DecodeResult:
         codes: (B, L), (B, L, G), (B, L, bits) or (B, L, C), as the generator's spec says.
         passes: network passes made.
         accepted: codes committed by each pass and sample, (passes, B), where a strategy varies it.
+        latents: latent maps (B, h, w, C) to decode in place of the codes, where a strategy mixes
+            their vectors.
     """
 
     codes: Tensor
     passes: int
     accepted: Tensor | None = None
+    latents: Tensor | None = None
 
 
 class Observer(Protocol):

@@ -51,6 +51,8 @@ class AdaLNBlock(Block):
         options: as for `Block`.
     """
 
+    no_decay = ("offsets",)
+
     def __init__(
         self,
         dim: int,

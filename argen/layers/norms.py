@@ -64,12 +64,13 @@ class UnitNorm(nn.Module):
     def __init__(self, dim: int, heads: int = 0) -> None:
         super().__init__()
         self.undo = dim**0.5
-        start = torch.full((heads, 1), math.log(4.0))
+        start = torch.full((heads,), math.log(4.0))
         self.log_scale = nn.Parameter(start) if heads else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` (..., heads, dim), in float32."""
         unit = F.normalize(x.float(), dim=-1)
         if self.log_scale is not None:
-            unit = unit * (self.log_scale.float().clamp(max=math.log(100.0)).exp() * self.undo)
+            scale = self.log_scale.float().clamp(max=math.log(100.0)).exp() * self.undo
+            unit = unit * scale[:, None]
         return unit.to(x.dtype)

@@ -22,8 +22,8 @@ class Optim:
     Attributes:
         lr: peak learning rate.
         betas: decay rates of the two moments.
-        weight_decay: applied to weights with two or more axes; never to biases, norms and, unless
-            `decay_embeddings`, embeddings.
+        weight_decay: applied to weights with two or more axes; never to biases, norms, what a
+            module names in `no_decay` and, unless `decay_embeddings`, embeddings.
         decay_embeddings: also decay embedding tables.
         eps: added to the denominator.
         schedule: `constant`, `linear` or `cosine` from the peak to `final`.
@@ -52,14 +52,17 @@ class Optim:
 
     def optimizer(self, *modules: nn.Module) -> torch.optim.AdamW:
         """Return the optimiser of all trainable parameters."""
-        decayed, plain = [], []
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
         for module in modules:
             for child in module.modules():
-                for parameter in child.parameters(recurse=False):
+                exempt = getattr(child, "no_decay", ())
+                for name, parameter in child.named_parameters(recurse=False):
                     if not parameter.requires_grad:
                         continue
                     embedding = isinstance(child, nn.Embedding) and not self.decay_embeddings
-                    (plain if parameter.ndim < 2 or embedding else decayed).append(parameter)
+                    spared = parameter.ndim < 2 or embedding or name in exempt
+                    (plain if spared else decayed).append(parameter)
         groups = [
             {"params": list(dict.fromkeys(decayed)), "weight_decay": self.weight_decay},
             {"params": list(dict.fromkeys(plain)), "weight_decay": 0.0},

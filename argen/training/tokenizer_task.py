@@ -74,6 +74,7 @@ class TokenizerTask(LightningModule):
         self.log("loss", total.detach(), prog_bar=True)
         if self.global_step % self.trainer.log_every_n_steps == 0:
             self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
+            self.log_dict({f"train/{name}": value for name, value in output.metrics.items()})
             self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
             self.log("images_seen", float(self.global_step * len(images) * self.trainer.world_size))
         return total
