@@ -10,6 +10,7 @@ from torch import Tensor
 from argen.decoding.base import Decoder, DecodeResult, Observer
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
+from argen.decoding.known import Known
 from argen.errors import IncompatibleError, UserError
 from argen.generators.any_order import AnyOrderGenerator
 from argen.generators.base import Generator
@@ -43,7 +44,8 @@ class Masked(Decoder):
     """Draw random subsets of growing size, each given all codes drawn before it.
 
     Every sample has an order of its own. The guidance weight of a pass follows the share of codes
-    that are known after it, so the linear schedule is 1 + (scale - 1) known / L.
+    that are known after it, so the linear schedule is 1 + (scale - 1) known / L; the last pass
+    counts as one short of all, as published.
 
     Args:
         steps: number of passes; as many as there are unknown codes when None.
@@ -74,7 +76,7 @@ class Masked(Decoder):
         filters: Filters,
         noise: Noise,
         observer: Observer | None = None,
-        known: tuple[Tensor, Tensor] | None = None,
+        known: Known | None = None,
     ) -> DecodeResult:
         """Draw the codes of B = len(cond) samples in `steps` passes.
 
@@ -85,8 +87,7 @@ class Masked(Decoder):
             filters: for continuous codes only the temperature counts.
             noise: draws of the order and of the head.
             observer: is told the positions as (B, n), since they differ between samples.
-            known: positions (n,) or (B, n) and codes (B, n, ...) that are given beforehand, for
-                completion and inpainting.
+            known: codes given beforehand (completion, inpainting), equally many in each sample.
         """
         self.check(generator)
         assert isinstance(generator, AnyOrderGenerator)
@@ -99,9 +100,9 @@ class Masked(Decoder):
         rank_BL = noise.uniform(torch.arange(L), use=ORDER).expand(B, L).clone()
         positions_parts, code_parts, given = [], [], 0
         if known is not None:
-            positions, codes = known[0].to(rank_BL.device).expand(B, -1), known[1]
+            positions, codes = given_codes(known)
             given = positions.shape[1]
-            rank_BL.scatter_(1, positions, -1.0)  # known positions sort to the front
+            rank_BL.scatter_(1, positions.to(rank_BL.device), -1.0)  # they sort to the front
             generator.commit(state, repeat(codes, copies), positions=repeat(positions, copies))
             positions_parts.append(positions)
             code_parts.append(codes)
@@ -111,7 +112,7 @@ class Masked(Decoder):
         for n in counts:
             positions = order_BL[:, done : done + n].sort(dim=-1).values  # B n
             done += n
-            weight = guidance.at(done / L) if guidance.active else None
+            weight = guidance.at(min(done, L - 1) / L) if guidance.active else None
             params = generator.predict(state, positions=repeat(positions, copies))
             positions = positions.to(params.device)
             codes = generator.head.sample(
@@ -127,6 +128,22 @@ class Masked(Decoder):
         codes = torch.cat([c.to(device) for c in code_parts], dim=1)
         index = where_BL.argsort(dim=-1).view(B, L, *(1,) * (codes.ndim - 2))
         return DecodeResult(codes=codes.gather(1, index.expand_as(codes)), passes=len(counts))
+
+
+def given_codes(known: Known) -> tuple[Tensor, Tensor]:
+    """Return positions (B, n) and codes (B, n, ...) of known codes.
+
+    Raises:
+        UserError: if samples know unequal numbers of codes.
+    """
+    B = len(known.mask_BL)
+    row, position = known.mask_BL.nonzero(as_tuple=True)
+    if len(position) % B or bool((known.mask_BL.sum(1) * B != len(position)).any()):
+        raise UserError(
+            "decoder `masked` draws equally many codes of every sample in a pass, but some know "
+            "more codes than others; draw them in separate batches."
+        )
+    return position.view(B, -1), known.codes[row, position].unflatten(0, (B, -1))
 
 
 def repeat(x: Tensor, copies: int) -> Tensor:

@@ -11,7 +11,6 @@ ones, S = buffer length, C code width, D encoder width, E decoder width, m repea
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,31 +1,60 @@
-"""No quantisation: a diagonal Gaussian a position, as in variational autoencoders (1312.6114)."""
+"""The Gaussian bottleneck of KL autoencoders (arXiv 1312.6114, 2112.10752): continuous codes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from argen.errors import UserError
+from argen.layers.collective import all_sum
 from argen.layers.noise import Noise
 from argen.layers.precision import float32
 from argen.spec import Kind
 from argen.tokenizers.quantizers.base import Quantized, Quantizer
 
-LOG_VARIANCE = (-30.0, 20.0)  # where log variances are clamped, as in latent diffusion models
+LOG_VARIANCE_RANGE = (-30.0, 20.0)
+
+
+@dataclass
+class Posterior:
+    """A diagonal normal distribution of each latent vector.
+
+    Attributes:
+        mean: (..., C).
+        log_variance: (..., C), clamped.
+    """
+
+    mean: Tensor
+    log_variance: Tensor
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation (..., C)."""
+        return torch.exp(0.5 * self.log_variance)
+
+    def kl(self) -> Tensor:
+        """Return the divergence (...) from the standard normal in nats, summed over C."""
+        spread = self.log_variance.exp() - 1.0 - self.log_variance
+        return 0.5 * (self.mean.square() + spread).sum(-1)
 
 
 class Gaussian(Quantizer):
-    """Continuous codes: a sample, or the mean, of the distribution that the encoder gives.
+    """Splits its input into mean and log variance and samples; codes are normalised samples.
 
-    Takes means and log variances side by side, (..., 2C), and gives vectors (..., C). Codes are
-    (vector - mean) / std, with statistics that are stored with the weights, so that a generator
-    sees numbers of unit scale.
+    Codes are (sample - mean) / std with statistics kept here, so that a generator sees numbers of
+    about unit variance and no scale factor has to travel with the model.
 
     Args:
-        dim: width C.
-        mean: mean of the vectors over the data, one number or C.
-        std: their standard deviation, one number or C.
+        dim: width C of a latent vector.
+        mean: mean of the latents, one number or one a channel.
+        std: their standard deviation, likewise.
+        variational: the input is 2C wide; otherwise it is the mean alone and the log variance is
+            the constant 1.
+        momentum: share by which each training batch moves the statistics; 0 leaves them to
+            `measure` or to what was given.
     """
 
     kind: Kind = "continuous"
@@ -36,57 +65,121 @@ class Gaussian(Quantizer):
         *,
         mean: float | Sequence[float] = 0.0,
         std: float | Sequence[float] = 1.0,
+        variational: bool = True,
+        momentum: float = 0.0,
     ) -> None:
         super().__init__()
-        self.dim = dim
+        if not 0 <= momentum <= 1:
+            raise UserError(f"momentum={momentum} must lie in [0, 1]; 0 keeps the statistics.")
+        self.dim, self.variational, self.momentum = dim, variational, momentum
         self.mean: Tensor
         self.std: Tensor
-        for name, value in (("mean", mean), ("std", std)):
-            row = torch.as_tensor(value, dtype=torch.float32).expand(dim).clone()
-            self.register_buffer(name, row)
+        self.batches: Tensor
+        self.register_buffer("mean", _channels(mean, dim, "mean"))
+        self.register_buffer("std", _channels(std, dim, "std"))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.long))
+        if not bool((self.std > 0).all()):
+            raise UserError(f"The std of the latents must be positive, not {std}.")
 
     @property
     def in_dim(self) -> int:
-        """Width 2C of the vectors it takes."""
-        return 2 * self.dim
+        """Width of the input: mean and log variance, or the mean alone."""
+        return 2 * self.dim if self.variational else self.dim
+
+    def moments(self, z: Tensor) -> Tensor:
+        """Return means, then log variances not yet clamped, (..., 2C)."""
+        return z if self.variational else torch.cat((z, torch.ones_like(z)), dim=-1)
 
     @float32
-    def moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and clamped log variance, (..., C) each, of `z` (..., 2C)."""
-        mean, log_variance = z.chunk(2, dim=-1)
-        return mean, log_variance.clamp(*LOG_VARIANCE)
+    def posterior(self, z: Tensor) -> Posterior:
+        """Return the distribution of the latents of `z` (..., in_dim)."""
+        mean, log_variance = self.moments(z).chunk(2, dim=-1)
+        return Posterior(mean, log_variance.clamp(*LOG_VARIANCE_RANGE))
 
     @float32
     def forward(self, z: Tensor, *, noise: Noise | None = None) -> Quantized:
-        """Sample vectors (B, ..., C); loss `kl`, in nats a picture, against a standard normal.
+        """Sample latents of `z` (B, ..., in_dim); loss `kl`: nats a latent vector.
 
-        Args:
-            z: means and log variances (B, ..., 2C).
-            noise: standard normal draws, keyed by position; without it, fresh ones in training
-                and none in evaluation, which gives the mean.
+        Published recipes sum the divergence over a picture, which is h w times this, and weigh it
+        by 1e-6 beside a pixel loss that is summed too, 3 H W times its mean.
         """
-        mean, log_variance = self.moments(z)
-        sample = mean
+        posterior = self.posterior(z)
+        sample = posterior.mean
         if noise is not None:
-            positions = torch.arange(mean[0, ..., 0].numel(), device=mean.device)
-            draws = noise.normal(positions, (self.dim,)).to(mean.device).view(mean.shape)
-            sample = mean + torch.exp(0.5 * log_variance) * draws
+            positions = torch.arange(sample[0, ..., 0].numel())
+            drawn = noise.normal(positions, (self.dim,)).to(sample.device)
+            sample = sample + posterior.std * drawn.expand(len(sample), -1, -1).view_as(sample)
         elif self.training:
-            sample = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
-        losses = {"kl": kl_divergence(mean, log_variance).flatten(1).sum(1).mean()}
-        return Quantized(z=sample, ids=None, losses=losses, codes=(sample - self.mean) / self.std)
+            sample = sample + posterior.std * torch.randn_like(sample)
+        if self.training and self.momentum:
+            self._track(posterior)
+        return Quantized(
+            z=sample,
+            ids=None,
+            losses={"kl": posterior.kl().mean()},
+            codes=self.normalise(sample),
+            metrics={
+                "latent_std": sample.detach().std(),
+                "posterior_std": posterior.std.detach().mean(),
+            },
+        )
 
+    @float32
+    def normalise(self, latents: Tensor) -> Tensor:
+        """Return codes (..., C) of latents (..., C)."""
+        return (latents - self.mean.float()) / self.std.float()
+
+    @float32
     def lookup(self, ids: Tensor) -> Tensor:
-        """Return the vectors (..., C) of codes (..., C)."""
-        return ids * self.std + self.mean
+        """Return latents (..., C) of codes (..., C)."""
+        return ids * self.std.float() + self.mean.float()
 
     @torch.no_grad()
-    def set_statistics(self, mean_C: Tensor, std_C: Tensor) -> None:
-        """Store measured statistics of the vectors; the codes of all data change with them."""
-        self.mean.copy_(mean_C)
-        self.std.copy_(std_C)
+    def measure(
+        self, batches: Iterable[Tensor], *, per_channel: bool = True, centre: bool = True
+    ) -> None:
+        """Set mean and std to those of the latents' distribution.
+
+        Args:
+            batches: inputs (..., in_dim).
+            per_channel: one pair of numbers a channel, as VA-VAE; otherwise one for all.
+            centre: take the mean off; without it codes are only scaled, as in MAR (with
+                `per_channel` false, its factor 0.2325 is 1 / std).
+        """
+        total = torch.zeros(3, self.dim, dtype=torch.float64, device=self.mean.device)
+        for z in batches:
+            total += _sums(self.posterior(z.to(self.mean.device)))
+        count, first, second = all_sum(total)
+        if not bool((count > 0).all()):
+            raise UserError("Latent statistics need at least one picture.")
+        if not per_channel:
+            count, first, second = (x.mean().expand(self.dim) for x in (count, first, second))
+        mean = first / count
+        self.std.copy_((second / count - mean.square()).clamp(min=1e-12).sqrt())
+        self.mean.copy_(mean if centre else torch.zeros_like(mean))
+
+    @torch.no_grad()
+    def _track(self, posterior: Posterior) -> None:
+        count, first, second = all_sum(_sums(posterior))
+        share = max(self.momentum, 1.0 / (1 + int(self.batches)))  # a plain mean at first
+        mean, square = first / count, second / count
+        old = self.std.double().square() + self.mean.double().square()
+        self.mean.lerp_(mean.to(self.mean.dtype), share)
+        variance = old.lerp(square, share) - self.mean.double().square()
+        self.std.copy_(variance.clamp(min=1e-12).sqrt())
+        self.batches += 1
 
 
-def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Return the divergence of each number from a standard normal, in nats."""
-    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance)
+def _channels(value: float | Sequence[float], dim: int, name: str) -> Tensor:
+    values = torch.as_tensor(value, dtype=torch.float32).flatten()
+    if values.numel() not in (1, dim):
+        raise UserError(f"{name} has {values.numel()} numbers; give one, or one a channel ({dim}).")
+    return values.expand(dim).clone()
+
+
+def _sums(posterior: Posterior) -> Tensor:
+    """Return count, sum and sum of expected squares (3, C) of the sampled latents, float64."""
+    mean = posterior.mean.detach().double().flatten(0, -2)
+    variance = posterior.log_variance.detach().double().exp().flatten(0, -2)
+    count = torch.full_like(mean[0], len(mean))
+    return torch.stack((count, mean.sum(0), (mean.square() + variance).sum(0)))
