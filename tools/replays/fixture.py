@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,16 +86,28 @@ class Fixture:
             convert: the importer's translation of the reference's weights (differentiable).
         """
         found = {}
+        for name, scale, term, key in self.wanted_gradients():
+            if key not in self.weights:
+                continue
+            leaves = self.leaves()
+            value = loss(term, convert(leaves)) * scale
+            (found[name],) = torch.autograd.grad(value.sum(), leaves[key])
+        return found
+
+    def wanted_gradients(self) -> Iterator[tuple[str, float, str, str]]:
+        """Yield (tensor, factor, loss, key) for each expected gradient that says what it is of."""
         for name in self.expected:
             match = _GRADIENT.search(self.description(name))
-            if match is None or match["key"].rstrip(".") not in self.weights:
-                continue
-            leaves = {
-                k: v.clone().requires_grad_(v.is_floating_point()) for k, v in self.weights.items()
-            }
-            value = loss(match["loss"], convert(leaves)) * float(match["scale"] or 1.0)
-            (found[name],) = torch.autograd.grad(value.sum(), leaves[match["key"].rstrip(".")])
-        return found
+            if match:
+                yield name, float(match["scale"] or 1.0), match["loss"], match["key"].rstrip(".")
+
+    def leaves(self) -> dict[str, Tensor]:
+        """Return fresh copies of the weights that gradients can be taken for."""
+        return {
+            # Batch norms move their statistics in place and take no gradient for them.
+            k: v.clone().requires_grad_(v.is_floating_point() and ".running_" not in k)
+            for k, v in self.weights.items()
+        }
 
     def _is_input(self, name: str) -> bool:
         text = self.description(name).lower()
