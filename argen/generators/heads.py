@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from argen.errors import UserError
+from argen.errors import IncompatibleError, UserError
 from argen.layers.noise import Noise
 
 Filter = Callable[[Tensor], Tensor]
@@ -43,6 +43,23 @@ class Head(nn.Module, ABC):
         """
         return guide(params, weight)
 
+    def conditional(self, params: Tensor, codes: Tensor) -> Tensor:
+        """Return the logits (R, n, G, V) of each sub-token given those before it in its code.
+
+        Strategies that test drafts need it; filters and guidance come after.
+
+        Args:
+            params: from `forward`, (R, n, ...).
+            codes: long (R, n, G); the last sub-token is not looked at.
+
+        Raises:
+            IncompatibleError: for heads whose codes have no listed law.
+        """
+        raise IncompatibleError(
+            f"{type(self).__name__} gives no listed law for its codes, so drafts of them cannot be "
+            "tested: use decoder=sequential."
+        )
+
     @abstractmethod
     def sample(
         self,
@@ -69,13 +86,15 @@ class Head(nn.Module, ABC):
 
 
 def guide(params: Tensor, weight: Weight) -> Tensor:
-    """Combine doubled rows: null + weight (cond - null), in float32; plain rows pass unchanged.
+    """Combine doubled rows: null + weight (cond - null), at least in float32.
+
+    Where the weight is 1 the conditional rows pass unchanged, as plain rows do.
 
     Args:
         params: (2B, n, ...) with the conditional rows first, or (B, n, ...) when not guided.
         weight: None, a number, or a tensor (n,) or (B, n).
     """
-    params = params.float()
+    params = params if params.dtype == torch.float64 else params.float()
     if weight is None:
         return params
     cond, null = params.chunk(2)
@@ -86,7 +105,8 @@ def guide(params: Tensor, weight: Weight) -> Tensor:
         )
     if isinstance(weight, Tensor):
         weight = weight.reshape(*weight.shape, *(1,) * (params.ndim - 2))
-    elif weight == 1.0:
+        return torch.where(weight == 1.0, cond, null + weight * (cond - null))
+    if weight == 1.0:
         return cond
     return null + weight * (cond - null)
 
@@ -140,6 +160,10 @@ class CategoricalHead(Head):
         return F.cross_entropy(params.flatten(0, 1), target.flatten(), reduction="none").view(
             target.shape
         )
+
+    def conditional(self, params: Tensor, codes: Tensor) -> Tensor:
+        """Return the logits as those of one sub-token, (R, n, 1, V)."""
+        return params[..., None, : self.codes]
 
     def sample(
         self,
