@@ -29,6 +29,8 @@ from replays.fixture import Fixture
 REPLAYS = {
     "llamagen": "llamagen",
     "taming-transformers": "taming",
+    "MaskGIT-VQGAN": "maskgit_vqgan",
+    "TiTok discriminator": "titok_discriminator",
     "TiTok": "titok",
     "TiTok (VAE)": "titok",
     "TA-TiTok": "titok",

@@ -117,3 +117,26 @@ def merge(
                 continue
         merged[key] = value
     return merged
+
+
+def count(weights: Mapping[str, Tensor], pattern: str) -> int:
+    """Return one more than the largest number that a key pattern captures.
+
+    Raises:
+        CheckpointError: if no key matches.
+    """
+    found = [int(match[1]) for key in weights if (match := re.fullmatch(pattern, key))]
+    if not found:
+        raise CheckpointError(f"No key matches {pattern}; this is a checkpoint of another model.")
+    return max(found) + 1
+
+
+def reverse_levels(weights: Mapping[str, Tensor]) -> StateDict:
+    """Number decoder levels in the order they run, where they were numbered by resolution."""
+    pattern = re.compile(r"((?:.+\.)?decoder\.levels)\.(\d+)\.(.+)")
+    matches = {key: pattern.fullmatch(key) for key in weights}
+    last = max((int(match[2]) for match in matches.values() if match), default=0)
+    return {
+        f"{match[1]}.{last - int(match[2])}.{match[3]}" if (match := matches[key]) else key: value
+        for key, value in weights.items()
+    }

@@ -5,14 +5,21 @@ Both are Apache-2.0. The networks work on pictures in [0, 1]; argen's tokenizer,
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from argen.errors import CheckpointError
-from argen.interop.base import Imported, Rule, StateDict, rename, unwrap
+from argen.interop.base import (
+    Imported,
+    Rule,
+    StateDict,
+    count,
+    rename,
+    reverse_levels,
+    unwrap,
+)
 
 WRAPPERS = ("state_dict", "model")
 BETA = 0.25
@@ -37,18 +44,7 @@ CNN_RULES: list[Rule] = [
 
 def tokenizer_weights(weights: Mapping[str, Tensor], *, source: str = "MaskGIT-VQGAN") -> StateDict:
     """Translate a `PretrainedTokenizer` state dict."""
-    return decoder_order(rename(weights, CNN_RULES, source=source))
-
-
-def decoder_order(weights: StateDict) -> StateDict:
-    """Number decoder levels in the order they run, not from the highest resolution."""
-    pattern = re.compile(r"decoder\.levels\.(\d+)\.(.+)")
-    matches = {key: pattern.fullmatch(key) for key in weights}
-    last = max((int(m[1]) for m in matches.values() if m), default=0)
-    return {
-        f"decoder.levels.{last - int(m[1])}.{m[2]}" if (m := matches[key]) else key: value
-        for key, value in weights.items()
-    }
+    return reverse_levels(rename(weights, CNN_RULES, source=source))
 
 
 def decoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,12 +109,12 @@ def import_tokenizer(checkpoint: Any, *, source: str, image_size: int = 256) -> 
         )
     codes, dim = weights["quantize.embedding.weight"].shape
     base = weights["encoder.conv_in.weight"].shape[0]
-    depth = _count(weights, r"encoder\.down\.(\d+)\..+")
+    depth = count(weights, r"encoder\.down\.(\d+)\..+")
     widths = [weights[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(depth)]
     config = {
         "hidden_channels": base,
         "channel_mult": [width // base for width in widths],
-        "num_res_blocks": _count(weights, r"encoder\.down\.0\.block\.(\d+)\..+"),
+        "num_res_blocks": count(weights, r"encoder\.down\.0\.block\.(\d+)\..+"),
         "z_channels": weights["encoder.conv_out.weight"].shape[0],
         "num_channels": weights["encoder.conv_in.weight"].shape[1],
         "num_embeddings": codes,
@@ -129,11 +125,3 @@ def import_tokenizer(checkpoint: Any, *, source: str, image_size: int = 256) -> 
         weights=tokenizer_weights(weights, source=source),
         source=source,
     )
-
-
-def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
-    """Return one more than the largest number a key pattern captures."""
-    found = [int(m.group(1)) for key in weights if (m := re.fullmatch(pattern, key))]
-    if not found:
-        raise CheckpointError(f"No key matches {pattern}; this is a checkpoint of another model.")
-    return max(found) + 1

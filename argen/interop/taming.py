@@ -5,14 +5,22 @@ latent-diffusion's VQ autoencoders (CompVis, MIT, arXiv 2112.10752) are the same
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from argen.errors import CheckpointError, UserError
-from argen.interop.base import Imported, Rule, StateDict, merge, rename, unwrap
+from argen.interop.base import (
+    Imported,
+    Rule,
+    StateDict,
+    count,
+    merge,
+    rename,
+    reverse_levels,
+    unwrap,
+)
 
 WRAPPERS = ("state_dict", "model")
 BETA = 0.25
@@ -71,16 +79,9 @@ def tokenizer_weights(weights: Mapping[str, Tensor], *, source: str = "VQGAN") -
     """Translate the state dict of a `VQModel` or `GumbelVQ`."""
     rules = [*CNN_RULES, *_quantizer_rules(weights), *DROPPED]
     renamed = merge(rename(weights, rules, source=source), ("q", "k", "v"), "qkv")
-    depth = _count(weights, r"decoder\.up\.(\d+)\..+")
-    found: StateDict = {}
-    for key, value in renamed.items():
-        # Decoder levels are numbered from the highest resolution; ours in the order they run.
-        key = re.sub(
-            r"^decoder\.levels\.(\d+)", lambda m: f"decoder.levels.{depth - 1 - int(m[1])}", key
-        )
-        if key == "quantizer.proj.weight":
-            value = value.flatten(1)  # A 1x1 convolution.
-        found[key] = value
+    found = reverse_levels(renamed)
+    if "quantizer.proj.weight" in found:  # A 1x1 convolution.
+        found["quantizer.proj.weight"] = found["quantizer.proj.weight"].flatten(1)
     return found
 
 
@@ -274,13 +275,13 @@ def _read_config(weights: StateDict, *, image_size: int, source: str) -> dict[st
     if not gumbel and "quantize.embedding.weight" not in weights:
         raise CheckpointError(f"{source} is not a VQGAN: it has no codebook under quantize.*.")
     codes, dim = weights[f"quantize.embed{'' if gumbel else 'ding'}.weight"].shape
-    depth = _count(weights, r"encoder\.down\.(\d+)\..+")
+    depth = count(weights, r"encoder\.down\.(\d+)\..+")
     base = weights["encoder.conv_in.weight"].shape[0]
     widths = [weights[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(depth)]
     network = {
         "ch": base,
         "ch_mult": [width // base for width in widths],
-        "num_res_blocks": _count(weights, r"encoder\.down\.0\.block\.(\d+)\..+"),
+        "num_res_blocks": count(weights, r"encoder\.down\.0\.block\.(\d+)\..+"),
         "z_channels": weights["encoder.conv_out.weight"].shape[0],
         "in_channels": weights["encoder.conv_in.weight"].shape[1],
         "out_ch": weights["decoder.conv_out.weight"].shape[0],
@@ -300,11 +301,3 @@ def _read_config(weights: StateDict, *, image_size: int, source: str) -> dict[st
 
 def _any(keys: Iterable[str], prefix: str) -> bool:
     return any(key.startswith(prefix) for key in keys)
-
-
-def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
-    """Return one more than the largest number a key pattern captures."""
-    found = [int(m.group(1)) for key in weights if (m := re.fullmatch(pattern, key))]
-    if not found:
-        raise CheckpointError(f"No key matches {pattern}; this is a checkpoint of another model.")
-    return max(found) + 1

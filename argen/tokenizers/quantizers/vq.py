@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from argen.layers.precision import float32
 from argen.tokenizers.quantizers.codebook import HEADROOM, Codebook
 
 
@@ -62,6 +63,15 @@ class VQ(Codebook):
         weight = self.codebook.weight.float()
         return F.normalize(weight, dim=-1) if self.l2_norm else weight
 
+    @float32
+    def probabilities(self, z: Tensor, *, temperature: float = 1.0) -> Tensor:
+        """Return soft assignments (..., K): softmax of minus the squared distance of `z` (..., C).
+
+        Soft targets for a generator (RQ-VAE, arXiv 2203.01941), or something to draw codes from.
+        """
+        distances = squared_distances(self.normalise(z), self.rows())
+        return torch.softmax(-distances / temperature, dim=-1)
+
     def counts(self) -> Tensor | None:
         """Return the moving average of the counts (K,), kept only where codes are revived."""
         return self.count
@@ -90,17 +100,18 @@ class VQ(Codebook):
         return losses
 
 
+def squared_distances(z: Tensor, codebook_KC: Tensor) -> Tensor:
+    """Return the squared distances (..., K) of vectors (..., C) from every row."""
+    squares = z.square().sum(-1, keepdim=True)
+    return squares - 2.0 * z @ codebook_KC.T + codebook_KC.square().sum(-1)
+
+
 def assignment_entropy(z_NC: Tensor, codebook_KC: Tensor, temperature: float) -> Tensor:
     """Return mean entropy of soft assignments minus the entropy of their mean, in nats.
 
     The small constants are those of the published losses (MaskGIT, arXiv 2202.04200).
     """
-    distances = (
-        z_NC.square().sum(-1, keepdim=True)
-        - 2.0 * z_NC @ codebook_KC.T
-        + codebook_KC.square().sum(-1)
-    )
-    logits = -distances / temperature
+    logits = -squared_distances(z_NC, codebook_KC) / temperature
     probs = torch.softmax(logits, dim=-1)
     sample = -(probs * torch.log_softmax(logits + 1e-5, dim=-1)).sum(-1).mean()
     mean = probs.mean(0)
