@@ -1,0 +1,92 @@
+"""Every tokenizer with every generator: they train and draw together, or one refuses by name."""
+
+from functools import cache
+
+import pytest
+import torch
+from shipped import (
+    accepting_decoder,
+    condition,
+    generator_config,
+    shared_tokenizer,
+    tiny,
+    tokenizer_spec,
+)
+
+from argen.build import build
+from argen.configs import preset
+from argen.decoding.filters import Filters
+from argen.decoding.guidance import Guidance
+from argen.errors import IncompatibleError
+from argen.generators.base import Generator
+from argen.layers.noise import SeededNoise
+
+ROWS = 2
+
+
+def reads_tokenizer(name):
+    """Say whether a generator preset takes part of its tokenizer, and not only its codes."""
+    from argen.build import locate
+
+    return locate(preset("generator", name)["_target_"]).bind is not Generator.bind
+
+
+@cache
+def trained(name, tokenizer_name):
+    """Train two steps and draw; return codes, or the refusal."""
+    torch.manual_seed(0)
+    tokenizer = shared_tokenizer(tokenizer_name)
+    try:
+        generator = build(generator_config(name, tokenizer_name))
+        generator.bind(tokenizer)
+    except IncompatibleError as error:
+        return error
+    height, width = tokenizer.image_size
+    images = torch.rand(ROWS, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        codes = tokenizer.encode(images)
+    optimizer = torch.optim.AdamW(generator.parameters(), lr=1e-3)
+    for _ in range(2):
+        loss = generator.loss(codes, condition(generator, ROWS)).loss
+        assert loss.isfinite()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    generator.eval()
+    return accepting_decoder(generator)(
+        generator,
+        condition(generator, ROWS),
+        guidance=Guidance(),
+        filters=Filters(),
+        noise=SeededNoise(range(ROWS)),
+    ).codes
+
+
+@pytest.mark.parametrize("tokenizer_name", tiny("tokenizer"))
+@pytest.mark.parametrize("name", tiny("generator"))
+def test_fits_or_says_why(name, tokenizer_name):
+    representative = tokenizer_name
+    if not reads_tokenizer(name):
+        # Only the codes' spec matters to such a generator, so equal specs need one training run.
+        specs = {}
+        for other in tiny("tokenizer"):
+            specs.setdefault(tokenizer_spec(other), other)
+        representative = specs[tokenizer_spec(tokenizer_name)]
+    result = trained(name, representative)
+    if isinstance(result, IncompatibleError):
+        text = str(result)
+        assert len(text) > 40
+        assert "\n" not in text
+        return
+    tokenizer = shared_tokenizer(tokenizer_name)
+    tokenizer.spec.check(result)
+    with torch.no_grad():
+        images = tokenizer.decode(result)
+    assert images.shape == (ROWS, 3, *tokenizer.image_size)
+    assert images.isfinite().all()
+
+
+def test_every_generator_has_a_tokenizer():
+    for name in tiny("generator"):
+        results = [trained(name, other) for other in tiny("tokenizer")]
+        assert any(isinstance(result, torch.Tensor) for result in results), name
