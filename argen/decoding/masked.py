@@ -11,13 +11,12 @@ from argen.decoding.base import Decoder, DecodeResult, Observer
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.known import Known
+from argen.decoding.sequential import ORDER
 from argen.errors import IncompatibleError, UserError
 from argen.generators.any_order import AnyOrderGenerator
 from argen.generators.base import Generator
 from argen.generators.conditioning import Cond
 from argen.layers.noise import Noise
-
-ORDER = 1 << 20  # the `use` of the draws that order the positions; heads count theirs from 0
 
 
 def cosine_counts(length: int, steps: int) -> list[int]:
@@ -76,7 +75,7 @@ class Masked(Decoder):
         filters: Filters,
         noise: Noise,
         observer: Observer | None = None,
-        known: Known | None = None,
+        known: tuple[Tensor, Tensor] | None = None,
     ) -> DecodeResult:
         """Draw the codes of B = len(cond) samples in `steps` passes.
 
@@ -87,34 +86,36 @@ class Masked(Decoder):
             filters: for continuous codes only the temperature counts.
             noise: draws of the order and of the head.
             observer: is told the positions as (B, n), since they differ between samples.
-            known: codes given beforehand (completion, inpainting), equally many in each sample.
+            known: positions (n,) or (B, n) and codes (n, ...) or (B, n, ...) that are given
+                beforehand, for completion and inpainting; every draw sees them.
         """
         self.check(generator)
         assert isinstance(generator, AnyOrderGenerator)
         if guidance.interval >= 0:
             raise UserError("decoder `masked` guides every pass; leave guidance.interval at -1.")
         L, B = generator.spec.length, len(cond)
-        rows = guidance.rows(generator, cond)
+        rows, device = guidance.rows(generator, cond), next(generator.parameters()).device
         copies = len(rows) // B
         state = generator.start(rows)
-        rank_BL = noise.uniform(torch.arange(L), use=ORDER).expand(B, L).clone()
+        rank_BL = noise.uniform(torch.arange(L), use=ORDER).to(device).expand(B, L).clone()
         positions_parts, code_parts, given = [], [], 0
         if known is not None:
-            positions, codes = given_codes(known)
+            full = Known.at(*known, spec=generator.spec, batch=B, device=device)
+            positions = known[0].to(device).expand(B, -1)
+            codes = full.codes[torch.arange(B, device=device)[:, None], positions]
             given = positions.shape[1]
-            rank_BL.scatter_(1, positions.to(rank_BL.device), -1.0)  # they sort to the front
+            rank_BL.scatter_(1, positions, -1.0)  # they sort to the front
             generator.commit(state, repeat(codes, copies), positions=repeat(positions, copies))
             positions_parts.append(positions)
             code_parts.append(codes)
         order_BL = rank_BL.argsort(dim=-1)
-        counts = cosine_counts(L - given, self.steps or L - given)
+        counts = cosine_counts(L - given, self.steps or L - given) if given < L else []
         done = given
         for n in counts:
             positions = order_BL[:, done : done + n].sort(dim=-1).values  # B n
             done += n
             weight = guidance.at(min(done, L - 1) / L) if guidance.active else None
             params = generator.predict(state, positions=repeat(positions, copies))
-            positions = positions.to(params.device)
             codes = generator.head.sample(
                 params, weight=weight, filters=filters, noise=noise, positions=positions
             )
@@ -123,27 +124,9 @@ class Masked(Decoder):
             code_parts.append(codes)
             if observer is not None:
                 observer(positions, codes, generator.head.guided(params, weight))
-        device = code_parts[-1].device
-        where_BL = torch.cat([p.to(device) for p in positions_parts], dim=1)
-        codes = torch.cat([c.to(device) for c in code_parts], dim=1)
+        where_BL, codes = torch.cat(positions_parts, dim=1), torch.cat(code_parts, dim=1)
         index = where_BL.argsort(dim=-1).view(B, L, *(1,) * (codes.ndim - 2))
         return DecodeResult(codes=codes.gather(1, index.expand_as(codes)), passes=len(counts))
-
-
-def given_codes(known: Known) -> tuple[Tensor, Tensor]:
-    """Return positions (B, n) and codes (B, n, ...) of known codes.
-
-    Raises:
-        UserError: if samples know unequal numbers of codes.
-    """
-    B = len(known.mask_BL)
-    row, position = known.mask_BL.nonzero(as_tuple=True)
-    if len(position) % B or bool((known.mask_BL.sum(1) * B != len(position)).any()):
-        raise UserError(
-            "decoder `masked` draws equally many codes of every sample in a pass, but some know "
-            "more codes than others; draw them in separate batches."
-        )
-    return position.view(B, -1), known.codes[row, position].unflatten(0, (B, -1))
 
 
 def repeat(x: Tensor, copies: int) -> Tensor:

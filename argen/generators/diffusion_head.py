@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from argen.errors import UserError
-from argen.generators.heads import Filter, Head, guide
+from argen.generators.heads import Filter, Head, Weight, guide
 from argen.layers.diffusion import GaussianDiffusion
 from argen.layers.noise import Noise
 from argen.layers.precision import float32
@@ -169,7 +169,7 @@ class DiffusionHead(Head):
         """Return the hidden vectors: they are the parameters."""
         return hidden_BnD
 
-    def guided(self, params: Tensor, weight: float | Tensor | None) -> Tensor:
+    def guided(self, params: Tensor, weight: Weight) -> Tensor:
         """Return the hidden vectors of all rows: guidance acts on the noise predictions."""
         return params
 
@@ -217,14 +217,14 @@ class DiffusionHead(Head):
         self,
         params: Tensor,
         *,
-        weight: float | Tensor | None,
+        weight: Weight,
         filters: Filter,
         noise: Noise,
         positions: Tensor,
     ) -> Tensor:
         """Draw codes (B, n, C); the temperature scales the noise of the steps, not the start."""
         temperature = noise_temperature(filters)
-        if weight is not None and not isinstance(weight, Tensor) and weight == 1.0:
+        if isinstance(weight, float | int) and weight == 1.0:
             params, weight = params.chunk(2)[0], None  # the null half would have no say
         rows, n, device = params.shape[0], params.shape[1], params.device
         B = rows if weight is None else rows // 2

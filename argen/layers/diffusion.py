@@ -58,7 +58,8 @@ def spaced_timesteps(steps: int, spacing: str | int | None) -> list[int]:
             f"Cannot read timestep spacing {spacing!r}; write '100', '10,15,20' or 'ddim50'."
         ) from error
     base, extra = divmod(steps, len(counts))
-    kept, start = [], 0
+    kept: list[int] = []
+    start = 0
     for i, count in enumerate(counts):
         size = base + (i < extra)
         if not 1 <= count <= size:
@@ -66,10 +67,10 @@ def spaced_timesteps(steps: int, spacing: str | int | None) -> list[int]:
                 f"Timestep spacing {spacing!r} asks for {count} of the {size} timesteps in section "
                 f"{i + 1}; use 1 to {size}."
             )
-        stride, at = (size - 1) / (count - 1) if count > 1 else 1.0, 0.0
+        at, hop = 0.0, (size - 1) / (count - 1) if count > 1 else 1.0
         for _ in range(count):  # the sum, not a product: rounding decides between neighbours
             kept.append(start + round(at))
-            at += stride
+            at += hop
         start += size
     return kept
 
