@@ -59,7 +59,11 @@ class NextToken(Generator):
 
     blocks: nn.ModuleList
     prefix_length: int
-    order: Tensor | None = None
+    order: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("order", None, persistent=False)
 
     @abstractmethod
     def _prefix(self, cond: Cond, order: Tensor | None) -> Tensor:

@@ -44,6 +44,15 @@ def text_masked(mask_BT: Tensor) -> Predicate:
     return allowed
 
 
+def prefix_visible(length: int) -> Predicate:
+    """Causal, but the first `length` positions all see each other."""
+
+    def allowed(row: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (k <= q) | ((k < length) & (q < length))
+
+    return allowed
+
+
 def dense_mask(
     predicate: Predicate, queries: Tensor, keys: Tensor, *, rows: int | None = None
 ) -> Tensor:

@@ -15,6 +15,7 @@ from argen.interop.base import Imported, StateDict
 from argen.tokenizers.base import TokenizerOutput
 from argen.tokenizers.cnn import CNNTokenizer
 from argen.tokenizers.objective import Objective
+from replays import net2net
 from replays.fixture import Bound, Fixture
 
 
@@ -30,7 +31,9 @@ class RecordedGumbel:
 
 
 def replay(fixture: Fixture) -> dict[str, Tensor]:
-    """Compute every expected tensor of a `VQModel` or `GumbelVQ` fixture."""
+    """Compute every expected tensor of a `VQModel`, `GumbelVQ` or `Net2NetTransformer` fixture."""
+    if fixture.card["class"] == "Net2NetTransformer":
+        return net2net.replay(fixture)
     used = fixture.weights.get("quantize.used")
     config = taming.tokenizer_config(
         fixture.config,

@@ -1,0 +1,186 @@
+"""The GPT of taming-transformers (arXiv 2012.09841): learned positions, any fixed order of codes.
+
+Names: R rows, B samples, T condition tokens, L codes, D model width, V vocabulary, n codes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from argen.errors import IncompatibleError, UserError
+from argen.generators.base import LossOutput
+from argen.generators.conditioning import Cond, Conditioner
+from argen.generators.heads import CategoricalHead
+from argen.generators.next_token import NextToken, arrange, restore
+from argen.generators.orders import grid_order
+from argen.generators.plan import Plan
+from argen.layers.cache import KVCache, Window
+from argen.layers.masks import Predicate, prefix_visible
+from argen.layers.noise import Noise
+from argen.layers.transformer import Block
+from argen.spec import CodeSpec
+
+KEEP, REPLACE = 0, 1  # the `use` of the draws that corrupt the inputs
+
+
+class Net2Net(NextToken):
+    """Next-token prediction with LayerNorm, GELU and a table of sequence positions.
+
+    The published models embed their class labels with the rows of the codes that have the same
+    number; here conditions have rows of their own, into which an importer copies those.
+
+    Args:
+        spec: discrete codes with one id a position.
+        conditioner: gives the T prefix tokens.
+        dim: model width D.
+        layers: number of blocks.
+        heads: attention heads.
+        order: order in which codes are drawn, see `grid_order`; several segments are drawn as
+            they come, or in a listed order.
+        keep_rate: share of the input codes kept in training; the others are replaced by random
+            ones, while the targets stay (`pkeep`).
+        vocab_size: rows of the code table and of the head, where they exceed the codes'.
+        positions: rows of the position table, T + L - 1 or more.
+        unmasked: this many first tokens of the sequence see each other. Beyond T a code would see
+            its own successor.
+        embed_dropout: dropout of the embeddings.
+        residual_dropout: dropout after attention and after the feed-forward layer.
+        attention_dropout: dropout of attention weights.
+        init_std: standard deviation of the initial weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: CodeSpec | dict[str, Any],
+        conditioner: Conditioner,
+        dim: int,
+        layers: int,
+        heads: int,
+        order: str | Sequence[int] = "raster",
+        keep_rate: float = 1.0,
+        vocab_size: int | None = None,
+        positions: int | None = None,
+        unmasked: int = 0,
+        embed_dropout: float = 0.0,
+        residual_dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        init_std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        self.spec = CodeSpec.of(spec)
+        self.require(self.spec, {"discrete": "ids"})
+        if self.spec.sub_tokens != 1:
+            raise IncompatibleError(
+                f"Net2Net predicts one id a position, but {self.spec.describe()} has "
+                f"{self.spec.sub_tokens}. Use a generator with a factorised head, or a tokenizer "
+                "with one id a position."
+            )
+        codes = max(s.vocab_sizes[0] for s in self.spec.segments)
+        self.vocab_size = max(codes, vocab_size or 0)
+        if not 0 < keep_rate <= 1:
+            raise UserError(f"keep_rate={keep_rate} must lie in (0, 1]; 1 keeps every input code.")
+        self.keep_rate, self.unmasked = keep_rate, unmasked
+        self.order = _order(order, self.spec)
+        steps = range(self.spec.length) if self.order is None else self.order.tolist()
+        self.plan = Plan.in_order(steps)
+        self.conditioner, self.prefix_length = conditioner, conditioner.length
+        length = conditioner.length + self.spec.length - 1
+        if positions is not None and positions < length:
+            raise UserError(
+                f"positions={positions} rows are too few for {conditioner.length} condition tokens "
+                f"and {self.spec.length} codes, which need {length}."
+            )
+        self.embed = nn.Embedding(self.vocab_size, dim)
+        self.positions = nn.Parameter(torch.zeros(positions or length, dim))
+        self.dropout = nn.Dropout(embed_dropout)
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                heads,
+                ffn_hidden=4 * dim,
+                norm="layer",
+                ffn="gelu",
+                bias=True,
+                residual_dropout=residual_dropout,
+                ffn_dropout=residual_dropout,
+                attention_dropout=attention_dropout,
+            )
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.head = CategoricalHead(dim, self.vocab_size, codes=codes)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=init_std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def loss(self, codes: Tensor, cond: Cond, *, noise: Noise | None = None) -> LossOutput:
+        """Return the mean cross entropy in nats of codes (B, L); metrics: bits per code.
+
+        In training some input codes are replaced first, see `keep_rate`.
+        """
+        fed = self.corrupt(codes, noise) if self.training and self.keep_rate < 1 else codes
+        hidden = self.hidden(arrange(fed, self.order), cond, order=self.order)
+        nll_BL = self.head.loss(restore(self.head(hidden), self.order), codes)
+        loss = nll_BL.mean()
+        return LossOutput(loss, {"bits_per_code": loss.detach() / math.log(2)}, nll_BL)
+
+    def corrupt(self, codes: Tensor, noise: Noise | None = None) -> Tensor:
+        """Replace codes (B, L) by random ones, each with a chance of 1 - keep_rate."""
+        if noise is None:
+            keep, value = torch.rand((2, *codes.shape), device=codes.device)
+        else:
+            at = torch.arange(codes.shape[1], device=codes.device)
+            keep, value = (noise.uniform(at, use=u).to(codes.device) for u in (KEEP, REPLACE))
+        replaced = (value * self.vocab_size).long().clamp(max=self.vocab_size - 1)
+        return torch.where(keep < self.keep_rate, codes, replaced)
+
+    def _pattern(self, cond: Cond) -> Predicate:
+        if self.unmasked and cond.mask_BT is None:
+            return prefix_visible(self.unmasked)
+        return super()._pattern(cond)
+
+    def _prefix(self, cond: Cond, order: Tensor | None) -> Tensor:
+        if cond.tokens_BTD is None:
+            raise UserError("Net2Net needs condition tokens; use a conditioner with a prefix.")
+        return self.dropout(cond.tokens_BTD + self.positions[: self.prefix_length])
+
+    def _embed(self, codes: Tensor, steps: Tensor, order: Tensor | None) -> Tensor:
+        rows = (self.prefix_length + steps).clamp(max=self.positions.shape[0] - 1)
+        return self.dropout(self.embed(codes) + self.positions[rows])
+
+    def _run(
+        self,
+        x_RnD: Tensor,
+        slots: Tensor,
+        cond: Cond,
+        *,
+        mask: Tensor | None,
+        causal: bool = False,
+        cache: KVCache | None = None,
+        window: Window | None = None,
+    ) -> Tensor:
+        for layer, block in enumerate(self.blocks):
+            x_RnD = block(x_RnD, mask=mask, causal=causal, cache=cache, layer=layer, window=window)
+        return self.norm(x_RnD)
+
+
+def _order(order: str | Sequence[int], spec: CodeSpec) -> Tensor | None:
+    """Return positions in the order they are drawn, or None for the tokenizer's own order."""
+    if order == "raster":
+        return None
+    if len(spec.segments) > 1 and isinstance(order, str):
+        raise UserError(
+            f"order={order} is defined on one grid, but {spec.describe()} has "
+            f"{len(spec.segments)}; use order=raster or list the positions."
+        )
+    grid = spec.grid if len(spec.segments) == 1 else (1, spec.length)
+    found = grid_order(order, grid)
+    return None if found == sorted(found) else torch.tensor(found)
