@@ -16,12 +16,14 @@ from argen.generators.gpt import GPT
 from argen.interop import llamagen
 from argen.interop.base import Imported
 from argen.layers.noise import SeededNoise
+from replays import llamagen_loss
 from replays.fixture import Bound, Fixture
 
 
 def replay(fixture: Fixture) -> dict[str, Tensor]:
-    """Compute every expected tensor of a `VQModel` or `Transformer` fixture."""
-    return {"VQModel": _tokenizer, "Transformer": _generator}[fixture.card["class"]](fixture)
+    """Compute every expected tensor of a `VQModel`, `VQLoss` or `Transformer` fixture."""
+    replays = {"VQModel": _tokenizer, "VQLoss": llamagen_loss.replay, "Transformer": _generator}
+    return replays[fixture.card["class"]](fixture)
 
 
 def _tokenizer(fixture: Fixture) -> dict[str, Tensor]:
