@@ -57,7 +57,9 @@ class SeededNoise:
         self, seeds: Sequence[int] | Tensor, *, device: torch.device | str = "cpu"
     ) -> None:
         base = torch.as_tensor(seeds, dtype=torch.int64, device=device)
-        self.keys_B = _mix(base * _GOLDEN + 1)
+        # Mixed twice, positions once: otherwise seed 3 at position 5 and seed 5 at position 3
+        # would share a key.
+        self.keys_B = _mix(_mix(base * _GOLDEN + 1))
 
     def _bits(self, positions: Tensor, size: Sequence[int], use: int) -> Tensor:
         """Return 64 hashed bits a draw, (B, n, prod(size))."""
