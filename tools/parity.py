@@ -29,6 +29,7 @@ from replays.fixture import Fixture
 REPLAYS = {
     "llamagen": "llamagen",
     "taming-transformers": "taming",
+    "RAR": "rar",
     "MaskGIT-VQGAN": "maskgit_vqgan",
     "TiTok discriminator": "titok_discriminator",
     "TiTok": "titok",

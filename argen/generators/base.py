@@ -102,6 +102,12 @@ class Generator(nn.Module, ABC):
         not part of the generator's weights.
         """
 
+    def set_progress(self, progress: float) -> None:
+        """Hear before each training step which share in [0, 1] of the training is done.
+
+        For losses that change on the way, such as RAR's random orders.
+        """
+
     def require(self, spec: CodeSpec, kinds: Mapping[str, str]) -> None:
         """Raise unless this network can model `spec`.
 

@@ -1,0 +1,225 @@
+"""Randomised autoregressive modelling: RAR (arXiv 2411.00776).
+
+Codes are learned in random orders, annealed to raster order over the training. Every code carries
+the embedding of its own position and that of the position to be predicted next, so any order can
+be scored and drawn; in raster order RAR is an ordinary next-token model.
+
+Names: R rows, B samples, T prefix tokens, L codes, D model width, n codes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from argen.errors import IncompatibleError, UserError
+from argen.generators.base import LossOutput
+from argen.generators.conditioning import Cond, Conditioner
+from argen.generators.heads import CategoricalHead
+from argen.generators.next_token import NextToken, arrange, positions_of, restore
+from argen.generators.plan import Plan
+from argen.layers.adaln import AdaLNBlock, AdaNorm, Modulation
+from argen.layers.cache import KVCache, Window
+from argen.layers.noise import Noise
+from argen.spec import CodeSpec
+
+COIN, SHUFFLE = 0, 1  # the `use` of the draws that make the training orders
+
+
+class RAR(NextToken):
+    """A ViT-like causal transformer whose order of codes is an input.
+
+    Args:
+        spec: discrete codes with one id a position.
+        conditioner: gives one prefix token and the vector that modulates every block.
+        dim: model width D.
+        layers: number of blocks.
+        heads: attention heads.
+        ffn_hidden: hidden width of the feed-forward layers, default 4 dim.
+        dropout: dropout after attention and inside the feed-forward layer.
+        attention_dropout: dropout of attention weights.
+        anneal_start: share of the training up to which every sample has a random order.
+        anneal_end: share from which all are in raster order; the chance of a random order falls
+            linearly in between.
+        position_rows: rows of the two position tables, T + L or more; published tables are longer.
+        step_rows: rows of the table of sequence positions, T + L or more.
+        init_std: standard deviation of the initial weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: CodeSpec | dict[str, Any],
+        conditioner: Conditioner,
+        dim: int,
+        layers: int,
+        heads: int,
+        ffn_hidden: int | None = None,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        anneal_start: float = 0.5,
+        anneal_end: float = 0.75,
+        position_rows: int | None = None,
+        step_rows: int | None = None,
+        init_std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        self.spec = CodeSpec.of(spec)
+        self.require(self.spec, {"discrete": "ids"})
+        if self.spec.sub_tokens != 1:
+            raise IncompatibleError(
+                f"RAR predicts one id a position, but {self.spec.describe()} has "
+                f"{self.spec.sub_tokens}. Use a generator with a factorised head, or a tokenizer "
+                "with one id a position."
+            )
+        if not 0 <= anneal_start <= anneal_end <= 1:
+            raise UserError(
+                f"anneal_start={anneal_start} and anneal_end={anneal_end} are shares of the "
+                "training: 0 <= anneal_start <= anneal_end <= 1."
+            )
+        self.plan = Plan.raster(self.spec, permutable=True)
+        # A class token stands before the condition.
+        self.conditioner, self.prefix_length = conditioner, 1 + conditioner.length
+        rows, vocab = (
+            self.prefix_length + self.spec.length,
+            max(s.vocab_sizes[0] for s in self.spec.segments),
+        )
+        for name, given in (("position_rows", position_rows), ("step_rows", step_rows)):
+            if given is not None and given < rows:
+                raise UserError(f"{name}={given} is too few: these codes need {rows} rows.")
+        self.anneal_start, self.anneal_end = anneal_start, anneal_end
+        self.random_ratio: Tensor  # A tensor, so that a compiled training step is not rebuilt.
+        self.register_buffer("random_ratio", torch.ones(()), persistent=False)
+        self.cls_token = nn.Parameter(torch.zeros(dim))
+        self.embed = nn.Embedding(vocab, dim)
+        self.positions = nn.Parameter(torch.empty(position_rows or rows, dim))
+        self.targets = nn.Parameter(torch.empty(position_rows or rows, dim))
+        self.steps = nn.Parameter(torch.empty(step_rows or rows, dim))
+        self.blocks = nn.ModuleList(
+            AdaLNBlock(
+                dim,
+                heads,
+                ffn_hidden=ffn_hidden or 4 * dim,
+                norm="layer",
+                norm_eps=1e-6,
+                ffn="gelu",
+                bias=True,
+                qk_norm="layer",
+                qk_norm_eps=1e-6,
+                residual_dropout=dropout,
+                ffn_dropout=dropout,
+                ffn_inner_dropout=dropout,
+                attention_dropout=attention_dropout,
+            )
+            for _ in range(layers)
+        )
+        self.norm = AdaNorm(dim, norm="layer_plain", eps=1e-6)
+        self.head = CategoricalHead(dim, vocab, bias=True)
+        self._init_weights(init_std)
+
+    def _init_weights(self, std: float) -> None:
+        for table in (self.positions, self.targets, self.steps):
+            nn.init.trunc_normal_(table, std=std)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, Modulation):
+                nn.init.zeros_(module.proj.weight)
+
+    def set_progress(self, progress: float) -> None:
+        """Set the chance of a random order from the share of the training that is done."""
+        if progress < self.anneal_start:
+            ratio = 1.0
+        elif progress >= self.anneal_end:
+            ratio = 0.0
+        else:
+            span = self.anneal_end - self.anneal_start
+            ratio = (self.anneal_end - progress) / span
+        self.random_ratio.fill_(ratio)
+
+    def draw_orders(self, batch: int, *, noise: Noise | None = None) -> Tensor:
+        """Return training orders (B, L): random with a chance of `random_ratio`, else raster."""
+        L, device = self.spec.length, self.embed.weight.device
+        raster = torch.arange(L, device=device)
+        if noise is None:
+            coin, shuffle = torch.rand(batch, 1, device=device), torch.rand(batch, L, device=device)
+        else:
+            coin = noise.uniform(raster[:1], use=COIN).to(device)
+            shuffle = noise.uniform(raster, use=SHUFFLE).to(device)
+        return torch.where(coin < self.random_ratio, shuffle.argsort(-1), raster)
+
+    def loss(
+        self,
+        codes: Tensor,
+        cond: Cond,
+        *,
+        noise: Noise | None = None,
+        order: Tensor | None = None,
+    ) -> LossOutput:
+        """Return the mean cross entropy in nats of codes (B, L); metrics: bits per code.
+
+        Args:
+            codes: in the tokenizer's order.
+            cond: B conditions.
+            noise: draws of the training orders.
+            order: positions in the order they are predicted, (L,) or (B, L). When None, drawn in
+                training and raster in evaluation.
+        """
+        if order is None and self.training:
+            order = self.draw_orders(len(codes), noise=noise)
+        drawn = arrange(codes, order)
+        nll = self.head.loss(self.head(self.hidden(drawn, cond, order=order)), drawn)
+        loss = nll.mean()
+        metrics = {"bits_per_code": loss.detach() / math.log(2)}
+        return LossOutput(loss, metrics, restore(nll, order))
+
+    def _prefix(self, cond: Cond, order: Tensor | None) -> Tensor:
+        if cond.tokens_BTD is None:
+            raise UserError("RAR needs a condition token; use a class conditioner.")
+        R, T = len(cond), self.prefix_length
+        cls_R1D = self.cls_token.to(cond.tokens_BTD.dtype).expand(R, 1, -1)
+        x_RTD = torch.cat((cls_R1D, cond.tokens_BTD), dim=1) + self.positions[:T]
+        zeroth = torch.zeros(1, dtype=torch.long, device=x_RTD.device)
+        first = self.targets[T + positions_of(zeroth, order)]  # 1 D or R 1 D
+        return torch.cat((x_RTD[:, :-1], x_RTD[:, -1:] + first), dim=1)
+
+    def _embed(self, codes: Tensor, steps: Tensor, order: Tensor | None) -> Tensor:
+        T, last = self.prefix_length, self.spec.length - 1
+        own = positions_of(steps.clamp(max=last), order)
+        following = positions_of((steps + 1).clamp(max=last), order)
+        # Nothing follows the last code.
+        target = self.targets[T + following] * (steps < last)[..., None]
+        return self.embed(codes) + self.positions[T + own] + target
+
+    def _run(
+        self,
+        x_RnD: Tensor,
+        slots: Tensor,
+        cond: Cond,
+        *,
+        mask: Tensor | None,
+        causal: bool = False,
+        cache: KVCache | None = None,
+        window: Window | None = None,
+    ) -> Tensor:
+        if cond.vector_BD is None:
+            raise UserError("RAR modulates its blocks with a condition vector: use classes.")
+        rows = slots.clamp(max=self.prefix_length + self.spec.length - 1)
+        vector_RnD = cond.vector_BD[:, None] + self.steps[rows]
+        for layer, block in enumerate(self.blocks):
+            x_RnD = block(
+                x_RnD,
+                cond=vector_RnD,
+                mask=mask,
+                causal=causal,
+                cache=cache,
+                layer=layer,
+                window=window,
+            )
+        return self.norm(x_RnD, vector_RnD)
