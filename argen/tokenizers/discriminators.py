@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from argen.errors import UserError
+from argen.layers.collective import all_sum
 from argen.layers.conv import group_norm
 
 BINOMIAL = {3: (1.0, 2.0, 1.0), 4: (1.0, 3.0, 3.0, 1.0), 5: (1.0, 4.0, 6.0, 4.0, 1.0)}
@@ -21,6 +22,8 @@ BINOMIAL = {3: (1.0, 2.0, 1.0), 4: (1.0, 3.0, 3.0, 1.0), 5: (1.0, 4.0, 6.0, 4.0,
 
 class ActNorm(nn.Module):
     """A per-channel affine map that normalises the first batch it is trained on (1807.03039).
+
+    The batch is that of all processes together, so that they start alike.
 
     Args:
         channels: channels C.
@@ -35,7 +38,11 @@ class ActNorm(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, x: Tensor) -> None:
-        std, mean = torch.std_mean(x.float(), dim=(0, 2, 3), keepdim=True)
+        axes, count = (0, 2, 3), x[:, 0].numel()
+        total = all_sum(x.new_tensor(float(count), dtype=torch.float32))
+        mean = all_sum(x.float().sum(axes, keepdim=True)) / total
+        spread = all_sum((x.float() - mean).square().sum(axes, keepdim=True))
+        std = (spread / (total - 1)).sqrt()
         self.loc.copy_(-mean)
         self.scale.copy_(1 / (std + 1e-6))
         self.initialized.fill_(1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from argen.errors import UserError, suggest
+from argen.layers.collective import all_sum, world_size
 
 RECONSTRUCTION = ("l1", "l2")
 DISCRIMINATOR_LOSSES = ("hinge", "vanilla", "swapped_bce")
@@ -137,10 +138,7 @@ class LeCam(nn.Module):
     @torch.no_grad()
     def update(self, real: Tensor, fake: Tensor) -> None:
         """Take a batch's logits into the running means."""
-        means = torch.stack((real.float().mean(), fake.float().mean()))
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(means)
-            means /= torch.distributed.get_world_size()
+        means = all_sum(torch.stack((real.float().mean(), fake.float().mean()))) / world_size()
         self.real.lerp_(means[:1], 1 - self.decay)
         self.fake.lerp_(means[1:], 1 - self.decay)
 
