@@ -48,7 +48,7 @@ def unknown_after(schedule: str, length: int, step: int, steps: int, *, unknown:
     """
     if step == steps - 1:
         return 0
-    progress = torch.tensor((step + 1) / steps, dtype=torch.float64)
+    progress = torch.tensor((step + 1) / steps, dtype=torch.float64, device="cpu")
     planned = math.floor(length * float(unknown_share(schedule, progress)))
     return max(1, min(unknown - 1, planned))
 

@@ -9,11 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from argen.errors import CheckpointError, UserError
-from argen.interop.base import Imported, Rule, StateDict, merge, rename, unwrap
+from argen.interop.base import Imported, Rule, StateDict, count, merge, rename, unwrap
 from argen.spec import CodeSpec, Segment
 
 WRAPPERS = ("ema", "model", "state_dict", "module")
@@ -72,9 +71,7 @@ def generator_weights(weights: Mapping[str, Tensor], *, source: str = "MaskGIT")
         table, head = rest.pop(f"{prefix}word_embeddings.weight"), rest["model.lm_head.weight"]
         positions = rest.pop(f"{prefix}position_embeddings.weight")
         positions = positions + rest.pop(f"{prefix}token_type_embeddings.weight")[0]
-        ours = merge(
-            rename(rest, BERT_RULES, source=source), ("query", "key", "value"), "qkv", torch.cat
-        )
+        ours = merge(rename(rest, BERT_RULES, source=source), ("query", "key", "value"), "qkv")
     codes = head.shape[0] + 1
     return ours | {
         "embed.weight": table[:codes],
@@ -129,13 +126,19 @@ def generator_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def import_generator(
-    checkpoint: Any, *, source: str, heads: int | None = None, code_dim: int = 12
+    checkpoint: Any,
+    *,
+    source: str,
+    image_size: int = 256,
+    heads: int | None = None,
+    code_dim: int = 12,
 ) -> Imported:
     """Import a released `generator_titok_*.bin` or hub file.
 
     Args:
         checkpoint: what the file holds.
         source: the file, for messages.
+        image_size: side of the pictures, as for all importers; these codes have no grid to fit.
         heads: attention heads, where the size is not a published one.
         code_dim: width of the tokenizer's codebook rows, which the generator does not show.
     """
@@ -145,13 +148,13 @@ def import_generator(
         raise CheckpointError(f"{source} is not a MaskGIT generator: no word embeddings.")
     if uvit:
         table, head = weights["embeddings.weight"], weights["lm_head.weight"]
-        positions, layers = weights["pos_embed"][0], 2 * _count(weights, r"in_blocks\.(\d+)\..*")
+        positions, layers = weights["pos_embed"][0], 2 * count(weights, r"in_blocks\.(\d+)\..*")
         hidden = weights["mid_block.mlp.fc1.weight"].shape[0]
     else:
         table = weights["model.embeddings.word_embeddings.weight"]
         head = weights["model.lm_head.weight"]
         positions = weights["model.embeddings.position_embeddings.weight"]
-        layers = _count(weights, r"model\.encoder\.layer\.(\d+)\..*")
+        layers = count(weights, r"model\.encoder\.layer\.(\d+)\..*")
         hidden = weights["model.encoder.layer.0.intermediate.dense.weight"].shape[0]
     vocab, dim = head.shape
     heads = heads or HEADS.get((layers, dim))
@@ -176,11 +179,3 @@ def import_generator(
     built = generator_config(config)
     built["ffn_hidden"] = hidden
     return Imported(built, generator_weights(weights, source=source), source)
-
-
-def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
-    """Return one more than the largest number a key pattern captures."""
-    found = [int(m[1]) for key in weights if (m := re.fullmatch(pattern, key))]
-    if not found:
-        raise CheckpointError(f"No key matches {pattern}; this is a checkpoint of another model.")
-    return max(found) + 1

@@ -6,7 +6,6 @@ One-D-Piece: turingmotors/One-D-Piece, Apache-2.0, arXiv 2501.10064.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,9 @@ import torch
 from torch import Tensor
 
 from argen.errors import CheckpointError, UserError
-from argen.interop.base import Imported, Rule, StateDict, rename, unwrap
+from argen.interop import maskgit_vqgan
+from argen.interop.base import Imported, Rule, StateDict, count, rename, unwrap
+from argen.interop.maskgit import import_generator as import_generator
 
 WRAPPERS = ("ema", "model", "state_dict", "module")
 
@@ -24,8 +25,6 @@ SIZES = {"small": (512, 8, 8), "base": (768, 12, 12), "large": (1024, 24, 16)}
 # The MaskGIT-VQGAN behind the two-stage models, in the reference's own names.
 PIXEL_DECODER: dict[str, Any] = {
     "channel_mult": [1, 1, 2, 2, 4],
-    "num_resolutions": 5,
-    "dropout": 0.0,
     "hidden_channels": 128,
     "num_channels": 3,
     "num_res_blocks": 2,
@@ -54,7 +53,6 @@ RULES: list[Rule] = [
     (r"decoder\.text_guidance_positional_embedding", "decoder.text_positions"),
     (r"quantize\.embedding\.weight", "quantizer.codebook.weight"),
     (r"quantize\.embed_prob", "quantizer.usage"),
-    (r"pixel_quantize\.embedding\.weight", "proxy.quantizer.codebook.weight"),
 ]
 PROXY_HEAD: list[Rule] = [
     (r"decoder\.ffn\.0\.(.+)", r"decoder.head.fc1.\1"),
@@ -85,8 +83,8 @@ def tokenizer_weights(
         source: the file, for messages.
     """
     head = PROXY_HEAD if "decoder.ffn.2.weight" in weights else PIXEL_HEAD
-    decoder = {k.removeprefix("pixel_"): v for k, v in weights.items() if "pixel_decoder." in k}
-    rest = {k: v for k, v in weights.items() if "pixel_decoder." not in k}
+    pixel = {k: v for k, v in weights.items() if k.startswith("pixel_")}
+    rest = {k: v for k, v in weights.items() if k not in pixel}
     renamed = rename(rest, [*RULES, *head], source=source)
     for key, value in renamed.items():
         if key.endswith(POINTWISE) and value.ndim == 4:
@@ -102,8 +100,16 @@ def tokenizer_weights(
         dim = renamed["decoder.embed.weight"].shape[1]
         renamed["quantizer.mean"] = torch.zeros(dim)
         renamed["quantizer.std"] = torch.full((dim,), 1.0 / scale)
-    cnn = rename(decoder, cnn_rules(decoder), source=source)
-    return renamed | {f"proxy.{key}": value for key, value in cnn.items()}
+        renamed["quantizer.batches"] = torch.zeros((), dtype=torch.long)
+    return renamed | proxy_weights(
+        {key.removeprefix("pixel_"): value for key, value in pixel.items()}, source=source
+    )
+
+
+def proxy_weights(weights: Mapping[str, Tensor], *, source: str = "MaskGIT-VQGAN") -> StateDict:
+    """Translate a MaskGIT-VQGAN, to load it as the `proxy` that a first stage learns from."""
+    translated = maskgit_vqgan.tokenizer_weights(weights, source=source)
+    return {f"proxy.{key}": value for key, value in translated.items()}
 
 
 def tokenizer_config(
@@ -175,73 +181,32 @@ def proxy_config(
 ) -> dict[str, Any]:
     """Describe the MaskGIT-VQGAN behind a two-stage model."""
     pixel = {**PIXEL_DECODER, **config.get("pixel_decoder", {})}
-    networks = {
-        "channels": pixel["hidden_channels"],
-        "multipliers": list(pixel["channel_mult"])[: pixel["num_resolutions"]],
-        "blocks": pixel["num_res_blocks"],
-        "middle_blocks": pixel["num_res_blocks"],
-        "middle_attention": False,
-        "bias": False,
-        "shortcut": "branch",
-        "dropout": pixel["dropout"],
-    }
-    built: dict[str, Any] = {
+    levels = pixel.get("num_resolutions", len(pixel["channel_mult"]))
+    pixel["channel_mult"] = list(pixel["channel_mult"])[:levels]
+    pixel |= {"num_embeddings": codes, "embedding_dim": pixel["z_channels"]}
+    parts = maskgit_vqgan.tokenizer_config(pixel, image_size=1)
+    built = {
         "_target_": "argen.tokenizers.proxy_codes.ProxyCodes",
-        "quantizer": {
-            "_target_": "argen.tokenizers.quantizers.vq.VQ",
-            "codes": codes,
-            "dim": pixel["z_channels"],
-        },
-        "decoder": {
-            "_target_": "argen.tokenizers.cnn.Decoder",
-            **networks,
-            "in_channels": pixel["z_channels"],
-            "out_channels": pixel["num_channels"],
-        },
+        "quantizer": parts["quantizer"],
+        "decoder": parts["decoder"],
     }
-    if encoder:
-        built["encoder"] = {
-            "_target_": "argen.tokenizers.cnn.Encoder",
-            **networks,
-            "out_channels": pixel["z_channels"],
-            "in_channels": pixel["num_channels"],
-            "downsample": "average",
-            "out_kernel": 1,
-        }
-    return built
+    return built | ({"encoder": parts["encoder"]} if encoder else {})
 
 
 def loss_weights(config: Mapping[str, Any]) -> dict[str, float]:
     """Return the weights of the named losses beside the reconstruction."""
     vq = config["model"]["vq_model"]
     if vq.get("quantize_mode", "vq") == "vae":
-        return {"kl": 1e-6, "proxy": 1.0}
+        # The published weight is for the sum over the K tokens, ours is a mean over them.
+        return {"kl": 1e-6 * vq["num_latent_tokens"], "proxy": 1.0}
     return {"codebook": 1.0, "commitment": vq.get("commitment_cost", 0.25), "proxy": 1.0}
-
-
-def cnn_rules(weights: Mapping[str, Tensor]) -> list[Rule]:
-    """Return the rules for a MaskGIT-VQGAN decoder; its levels run from the highest number down."""
-    levels = [int(m[1]) for key in weights if (m := re.match(r"decoder\.up\.(\d+)\.", key))]
-    top = max(levels, default=-1)
-    rules: list[Rule] = [
-        (r"decoder\.(conv_in|conv_out|norm_out)\.(.+)", r"decoder.\1.\2"),
-        (r"decoder\.mid\.(\d+)\.nin_shortcut\.(.+)", r"decoder.middle.\1.shortcut.\2"),
-        (r"decoder\.mid\.(\d+)\.(.+)", r"decoder.middle.\1.\2"),
-    ]
-    for level in range(top + 1):
-        old, new = rf"decoder\.up\.{level}\.", f"decoder.levels.{top - level}."
-        rules += [
-            (old + r"block\.(\d+)\.nin_shortcut\.(.+)", new + r"blocks.\1.shortcut.\2"),
-            (old + r"block\.(\d+)\.(.+)", new + r"blocks.\1.\2"),
-            (old + r"upsample_conv\.(.+)", new + r"resample.conv.\1"),
-        ]
-    return rules
 
 
 def import_tokenizer(
     checkpoint: Any,
     *,
     source: str,
+    image_size: int = 256,
     heads: Sequence[int] | None = None,
     one_d_piece: bool | None = None,
     scale: float = 1.0,
@@ -252,6 +217,7 @@ def import_tokenizer(
     Args:
         checkpoint: what the file holds.
         source: the file, for messages.
+        image_size: side of the pictures; it must fit the position tables.
         heads: attention heads of encoder and decoder, where a size is not a published one.
         one_d_piece: whether any prefix of the tokens decodes. Such files look like two-stage TiTok
             ones; when None they are told by 256 tokens beside a proxy head, which no TiTok has.
@@ -264,6 +230,8 @@ def import_tokenizer(
     latents = weights["latent_tokens"].shape[0]
     patch = weights["encoder.patch_embed.weight"].shape[-1]
     side = round((weights["encoder.positional_embedding"].shape[0] - 1) ** 0.5) * patch
+    if side != image_size:
+        raise UserError(f"{source} is for pictures of {side}x{side}: pass image_size={side}.")
     grid = round((weights["decoder.positional_embedding"].shape[0] - 1) ** 0.5)
     dim = weights["decoder.decoder_embed.weight"].shape[1]
     legacy, vae = "decoder.ffn.2.weight" in weights, "quantize.embedding.weight" not in weights
@@ -335,8 +303,7 @@ def _read_size(
 ) -> tuple[int, int, int]:
     """Read width and layers of a network; heads are not visible and come from the table."""
     dim = weights[f"{part}.class_embedding"].shape[1]
-    pattern = rf"{part}\.transformer\.(\d+)\."
-    layers = 1 + max(int(m[1]) for key in weights if (m := re.match(pattern, key)))
+    layers = count(weights, rf"{part}\.transformer\.(\d+)\..+")
     known = {size[:2]: size[2] for size in SIZES.values()}
     heads = heads or known.get((dim, layers))
     if heads is None:
@@ -349,14 +316,11 @@ def _read_size(
 
 def _read_pixel_decoder(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Read the widths of the pixel decoder off its weights."""
-    keys = [key for key in weights if key.startswith("pixel_decoder.")]
-    levels = 1 + max(int(m[1]) for k in keys if (m := re.match(r".*?\.up\.(\d+)\.", k)))
-    blocks = 1 + max(int(m[1]) for k in keys if (m := re.match(r".*?\.mid\.(\d+)\.", k)))
+    levels = count(weights, r"pixel_decoder\.up\.(\d+)\..+")
     widths = [weights[f"pixel_decoder.up.{i}.block.0.conv2.weight"].shape[0] for i in range(levels)]
     return {
         "hidden_channels": widths[0],
         "channel_mult": [width // widths[0] for width in widths],
-        "num_resolutions": levels,
-        "num_res_blocks": blocks,
+        "num_res_blocks": count(weights, r"pixel_decoder\.mid\.(\d+)\..+"),
         "z_channels": weights["pixel_decoder.conv_in.weight"].shape[1],
     }

@@ -13,7 +13,7 @@ from argen.interop import titok
 from argen.interop.base import Imported
 from argen.tokenizers.latent_vit import PixelHead
 from argen.tokenizers.quantizers.base import Quantized
-from argen.tokenizers.quantizers.gaussian import Gaussian, kl_divergence
+from argen.tokenizers.quantizers.gaussian import Gaussian
 from argen.tokenizers.titok import TiTok, proxy_loss
 from replays.fixture import Fixture
 
@@ -96,13 +96,13 @@ class Replay:
         """Latents, codes and the losses of the quantiser."""
         found = {"latents": columns(self.z), "moments": columns(self.z)}
         if isinstance(self.model.quantizer, Gaussian):
-            mean, log_variance = self.model.quantizer.moments(self.z)
+            posterior = self.model.quantizer.posterior(self.z)
             found |= {
-                "mean": columns(mean),
-                "logvar": columns(log_variance),
+                "mean": columns(posterior.mean),
+                "logvar": columns(posterior.log_variance),
                 "sample": columns(self.quantized.z),
-                "kl": kl_divergence(mean, log_variance).sum(-1),
-                "kl_loss": self.quantized.losses["kl"],
+                "kl": posterior.kl(),
+                "kl_loss": posterior.kl().sum(-1).mean(),
             }
             return found
         losses = {k: self.weights[k] * v for k, v in self.quantized.losses.items()}
@@ -218,7 +218,7 @@ class Objective(nn.Module):
         scale = titok.loss_weights(self.fixture.config)
         losses = {k: scale[k] * v for k, v in quantized.losses.items()}
         if name == "kl_loss":
-            return quantized.losses["kl"]
+            return quantized.losses["kl"] * self.model.encoder.latents
         if name in ("commitment_loss", "codebook_loss"):
             return losses[name.removesuffix("_loss")]
         total = torch.stack(list(losses.values())).sum()
