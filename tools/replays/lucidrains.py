@@ -12,6 +12,7 @@ from argen.interop import lucidrains
 from argen.interop.base import Imported
 from argen.tokenizers.quantizers.base import Quantized, Quantizer
 from argen.tokenizers.quantizers.fsq import FSQ
+from argen.tokenizers.quantizers.grouped import Grouped
 from argen.tokenizers.quantizers.projected import Projected
 from argen.tokenizers.quantizers.residual import Residual
 from argen.tokenizers.quantizers.simvq import SimVQ
@@ -57,6 +58,9 @@ def replay(fixture: Fixture) -> dict[str, Tensor]:
             "codes_from_indices": looked_up,
             "output_from_indices": looked_up,
         }
+        if isinstance(inner, Grouped) and inner.shared and inner is module:
+            # Heads that share a codebook are not joined by the library's look-up.
+            found["output_from_indices"] = looked_up.unflatten(-1, (inner.shared, -1))
         if isinstance(inner, FSQ):
             digits = inner.digits(ids)
             found["level_indices"] = digits[..., None, :] if kept is not ids else digits
@@ -115,8 +119,16 @@ def _training(
     if "cotangent" in fixture.io:
         scalar = (fixture["cotangent"] * z).sum() + loss.sum()
         (found["grad_input"],) = torch.autograd.grad(scalar, x)
+    if name == "LFQ" and not weights["commitment"]:
+        found["commitment"] = x.new_zeros(())  # The library leaves out what weighs nothing.
     state = before if _restored(fixture) else lucidrains.reference_state(module)
-    return found | {f"after.{key}": value for key, value in state.items()}
+    if isinstance(inner, Residual) and inner.shared:
+        for key in [k for k in state if k.startswith("layers.0.")]:
+            for level in range(1, inner.shared):
+                state[key.replace("layers.0.", f"layers.{level}.", 1)] = state[key]
+    # Moving averages that a codebook trained by gradient does not keep stay as they were.
+    kept = {k: v for k, v in fixture.weights.items() if k not in state}
+    return found | {f"after.{key}": value for key, value in (kept | state).items()}
 
 
 def _restored(fixture: Fixture) -> bool:
