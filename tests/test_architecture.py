@@ -1,0 +1,207 @@
+"""The house rules that a machine can check: who imports whom, what an import costs, file sizes."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "argen"
+FILES = sorted(PACKAGE.rglob("*.py"))
+LONGEST = 300
+
+BASE = {"errors", "spec", "build", "checkpoint", "configs", "device"}
+NETWORKS = BASE | {"layers", "tokenizers", "generators"}
+DRAWING = NETWORKS | {"decoding", "grid", "pipeline"}
+# What each part may import besides itself; a module at the top that is not listed is an entry
+# point or serves them, may import everything and is imported by none of these.
+ALLOWED = {
+    "errors": set(),
+    "spec": {"errors"},
+    "build": {"errors"},
+    "checkpoint": {"errors"},
+    "device": {"errors"},
+    "configs": {"errors", "spec"},
+    "layers": {"errors", "spec"},
+    "tokenizers": BASE | {"layers"},
+    "generators": BASE | {"layers"},
+    "decoding": NETWORKS,
+    "data": BASE,
+    "interop": NETWORKS,
+    "grid": BASE,
+    "pipeline": NETWORKS | {"decoding", "grid"},
+    "evaluation": DRAWING | {"data"},
+    "training": DRAWING | {"data"},
+}
+
+
+def part_of(path):
+    """Return the package or module right below argen that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path):
+    """Return (module, line) of every import in a file, those inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            assert node.module is not None
+            if node.module == "argen":
+                for alias in node.names:
+                    yield f"argen.{alias.name}", node.lineno
+            else:
+                yield node.module, node.lineno
+
+
+def shown(path, line):
+    return f"{path.relative_to(ROOT)}:{line}"
+
+
+def test_imports_run_one_way():
+    wrong = []
+    for path in FILES:
+        allowed = ALLOWED.get(part_of(path))
+        if allowed is None:
+            continue
+        for module, line in imports(path):
+            if not module.startswith("argen.") or module == "argen.__version__":
+                continue
+            other = module.split(".")[1]
+            quantizers = part_of(path) == "generators" and module.startswith(
+                "argen.tokenizers.quantizers"
+            )
+            if other not in allowed | {part_of(path)} and not quantizers:
+                wrong.append(f"{shown(path, line)} imports {module}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_rule_names_every_package():
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert packages <= set(ALLOWED)
+    assert set(ALLOWED) <= {part_of(path) for path in FILES}
+
+
+def importers(*names):
+    """Return {part: places} that import one of these top-level modules."""
+    found = {}
+    for path in FILES:
+        for module, line in imports(path):
+            if module.split(".")[0] in names:
+                found.setdefault(part_of(path), []).append(shown(path, line))
+    return found
+
+
+def test_lightning_stays_in_training():
+    found = importers("lightning", "pytorch_lightning")
+    assert "training" in found
+    assert set(found) == {"training"}, found
+
+
+def test_hydra_stays_in_entry_points():
+    assert not set(importers("hydra")) & set(ALLOWED)
+    # configs.py reads single presets without Hydra.
+    assert not set(importers("omegaconf")) & set(ALLOWED) - {"configs"}
+
+
+def loaded_by(module):
+    """Return the modules that importing `module` loads in a fresh interpreter."""
+    code = (
+        "import sys; before = set(sys.modules); "
+        f"import {module}; print(*sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return done.stdout.split()
+
+
+def entry_points():
+    """Return the modules that are run as commands."""
+    return [
+        f"argen.{path.stem}"
+        for path in sorted(PACKAGE.glob("*.py"))
+        if '__name__ == "__main__"' in path.read_text()
+    ]
+
+
+@pytest.mark.parametrize("module", ["argen", "argen.errors"])
+def test_importing_the_package_is_cheap(module):
+    modules = loaded_by(module)
+    own = {"argen", module}
+    assert own <= set(modules)
+    foreign = {m.split(".")[0] for m in modules} - sys.stdlib_module_names - {"argen"}
+    assert not foreign
+    assert len(modules) < 80  # an import of torch alone brings over a thousand
+
+
+@pytest.mark.parametrize("module", entry_points())
+def test_help_does_not_wait_for_torch(module):
+    heavy = {"torch", "torchvision", "lightning", "numpy", "PIL", "safetensors", "torchmetrics"}
+    assert not heavy & set(loaded_by(module))
+
+
+def test_commands_exist():
+    assert {"argen.train", "argen.sample", "argen.evaluate", "argen.tokenize", "argen.convert"} <= (
+        set(entry_points())
+    )
+
+
+def test_no_file_is_too_long():
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in FILES
+        if (lines := len(path.read_text().splitlines())) > LONGEST
+    }
+    assert not long, f"cut in two what has over {LONGEST} lines: {long}"
+
+
+def test_no_drawer_for_odds_and_ends():
+    forbidden = {"utils", "util", "misc", "common", "helpers"}
+    assert not [path for path in FILES if path.stem in forbidden or path.parent.name in forbidden]
+
+
+def tracked_files():
+    """Return what is committed; everything but hidden and built files outside a checkout."""
+    done = subprocess.run(
+        ["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    if done.returncode == 0 and done.stdout:
+        return [ROOT / name for name in done.stdout.splitlines()]
+    return [
+        path for name in ("argen", "configs", "tests", "docs") for path in (ROOT / name).rglob("*")
+    ]
+
+
+# A path of one machine is of no use on another. Written in parts, for this file is checked too.
+MACHINE_PATH = re.compile(
+    "|".join(
+        (
+            r"(?<![\w.])/" + r"work/",
+            r"/opt/" + r"venv",
+            r"(?<![\w.])/" + r"(?:home|Users)/(?!argen\b)\w+",
+            r"(?<![\w.])/" + r"root/",
+            r"C:" + r"\\\\Users",
+        )
+    )
+)
+
+
+def test_no_path_of_one_machine():
+    found = []
+    for path in tracked_files():
+        if not path.is_file():
+            continue
+        try:
+            text = path.read_text()
+        except UnicodeDecodeError:
+            continue
+        for number, line in enumerate(text.splitlines(), 1):
+            if MACHINE_PATH.search(line):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:80]}")
+    assert not found, "\n".join(found)
