@@ -66,12 +66,16 @@ class AdaLNBlock(Block):
         self.modulation = None if shared else Modulation(cond_dim or dim, dim, 6)
         self.offsets = nn.Parameter(torch.randn(6, dim) / dim**0.5) if shared else None
 
-    def forward(self, x_BLD: Tensor, *, cond: Tensor, **attention: Any) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x_BLD: Tensor, *, cond: Tensor, spread: Tensor | None = None, **attention: Any
+    ) -> Tensor:
         """Run the block.
 
         Args:
             x_BLD: the tokens.
             cond: (B, 1 or L, cond_dim), or with `shared` the common vectors (B, 1 or L, 6, D).
+            spread: where many tokens share one of E conditions (B, E, ...): which one each token
+                has, long (L,).
             attention: as for `SelfAttention.forward`.
         """
         if self.modulation is not None:
@@ -79,6 +83,8 @@ class AdaLNBlock(Block):
         else:
             assert self.offsets is not None
             vectors = cond + self.offsets
+        if spread is not None:
+            vectors = vectors[:, spread]
         shift1, scale1, gate1, shift2, scale2, gate2 = vectors.unbind(-2)  # B L D each
         attended = self.attention(modulate(self.attention_norm(x_BLD), shift1, scale1), **attention)
         x_BLD = x_BLD + self.drop_path(gate1 * attended)

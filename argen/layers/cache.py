@@ -84,3 +84,24 @@ class KVCache:
         """Reorder or duplicate rows: row i becomes the old row `rows[i]`."""
         self.keys = self.keys[:, rows]
         self.values = self.values[:, rows]
+
+
+class Glance(KVCache):
+    """A cache as a pass sees it that leaves nothing behind: new tokens attend, none are stored.
+
+    Args:
+        cache: what is looked at.
+    """
+
+    def __init__(self, cache: KVCache) -> None:
+        self.keys, self.values = cache.keys, cache.values
+
+    def write(
+        self, layer: int, k_RHnd: Tensor, v_RHnd: Tensor, window: Window
+    ) -> tuple[Tensor, Tensor]:
+        """Return the keys and values below the window's start, followed by the new ones."""
+        if not isinstance(window.start, int):
+            raise ValueError("A glance needs one start for all rows.")
+        keys = self.keys[layer, :, :, : window.start].to(k_RHnd.dtype)
+        values = self.values[layer, :, :, : window.start].to(v_RHnd.dtype)
+        return torch.cat((keys, k_RHnd), dim=2), torch.cat((values, v_RHnd), dim=2)

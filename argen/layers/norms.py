@@ -20,32 +20,33 @@ class RMSNorm(nn.Module):
     Args:
         dim: size D of the last axis.
         eps: added to the mean square.
+        affine: whether there is a weight.
     """
 
-    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+    def __init__(self, dim: int, eps: float = 1e-5, *, affine: bool = True) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
+        self.weight = nn.Parameter(torch.ones(dim)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` (..., D)."""
         x32 = x.float()
         x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        return x32.to(x.dtype) * self.weight
+        return x32.to(x.dtype) if self.weight is None else x32.to(x.dtype) * self.weight
 
 
 def make_norm(kind: str, dim: int, eps: float) -> nn.Module:
     """Return a norm over the last axis.
 
     Args:
-        kind: `rms`, `layer`, or `layer_plain` for a LayerNorm without weight and bias.
+        kind: `rms` or `layer`; `rms_plain` and `layer_plain` have no weight and bias.
         dim: size D of the last axis.
         eps: epsilon.
     """
-    if kind == "rms":
-        return RMSNorm(dim, eps)
+    if kind in ("rms", "rms_plain"):
+        return RMSNorm(dim, eps, affine=kind == "rms")
     if kind not in ("layer", "layer_plain"):
-        raise UserError(f"Unknown norm {kind!r}; use rms, layer or layer_plain.")
+        raise UserError(f"Unknown norm {kind!r}; use rms, rms_plain, layer or layer_plain.")
     return nn.LayerNorm(dim, eps=eps, elementwise_affine=kind == "layer")
 
 

@@ -40,6 +40,23 @@ def rope_table_2d(grid: tuple[int, int], head_dim: int, *, base: float = 10000.0
     return torch.stack((angle.cos(), angle.sin()), dim=-1)
 
 
+def rope_table_at(rows: Tensor, columns: Tensor, head_dim: int, *, base: float = 10000.0) -> Tensor:
+    """Return the 2-D table (n, head_dim / 2, 2) of n places, which need not be whole numbers.
+
+    Args:
+        rows: row of each place, (n,).
+        columns: column of each place, (n,).
+        head_dim: head width, divisible by 4.
+        base: base of the frequencies.
+    """
+    if head_dim % 4:
+        raise UserError(f"2-D rotary positions need a head width divisible by 4, not {head_dim}.")
+    half = head_dim // 2
+    freq = base ** (-torch.arange(0, half, 2, dtype=torch.float32) / half)  # (hd/4,)
+    angle = torch.cat((rows[:, None] * freq, columns[:, None] * freq), dim=-1)  # (n, hd/2)
+    return torch.stack((angle.cos(), angle.sin()), dim=-1)
+
+
 def with_prefix(table: Tensor, length: int, *, kind: str) -> Tensor:
     """Put `length` rows for condition tokens before a table.
 

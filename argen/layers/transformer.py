@@ -35,6 +35,21 @@ class SwiGLU(nn.Module):
         return self.dropout(self.out(F.silu(self.gate(x)) * self.up(x)))
 
 
+class GEGLU(nn.Module):
+    """Feed-forward layer gated by an exact GELU, with biases (arXiv 2002.05202)."""
+
+    def __init__(self, dim: int, hidden: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.gate = nn.Linear(dim, hidden)
+        self.up = nn.Linear(dim, hidden)
+        self.out = nn.Linear(hidden, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., D) to (..., D)."""
+        return self.dropout(self.out(F.gelu(self.gate(x)) * self.up(x)))
+
+
 class MLP(nn.Module):
     """Plain feed-forward layer with biases, fc2(gelu(fc1 x)), dropped out after each half.
 
@@ -94,8 +109,8 @@ class Block(nn.Module):
         kv_heads: key/value heads.
         ffn_hidden: hidden width of the feed-forward layer.
         norm_eps: epsilon of the norms.
-        norm: `rms`, `layer` or `layer_plain`.
-        ffn: `swiglu`, without biases, or `gelu` or `gelu_tanh`, with them.
+        norm: see `make_norm`.
+        ffn: `swiglu`, without biases, or `gelu`, `gelu_tanh` or `geglu`, with them.
         bias: biases in the attention's projections, see `SelfAttention`.
         qk_norm: normalise queries and keys, see `SelfAttention`.
         qk_norm_eps: epsilon of these norms.
@@ -141,9 +156,11 @@ class Block(nn.Module):
             logit_scale=logit_scale,
         )
         self.ffn_norm = make_norm(norm, dim, norm_eps)
-        self.ffn: SwiGLU | MLP
+        self.ffn: SwiGLU | GEGLU | MLP
         if ffn == "swiglu":
             self.ffn = SwiGLU(dim, ffn_hidden, dropout=ffn_dropout)
+        elif ffn == "geglu":
+            self.ffn = GEGLU(dim, ffn_hidden, dropout=ffn_dropout)
         elif ffn in ("gelu", "gelu_tanh"):
             self.ffn = MLP(
                 dim,
@@ -153,7 +170,9 @@ class Block(nn.Module):
                 gelu="tanh" if ffn == "gelu_tanh" else "none",
             )
         else:
-            raise UserError(f"Unknown feed-forward layer {ffn!r}; use swiglu, gelu or gelu_tanh.")
+            raise UserError(
+                f"Unknown feed-forward layer {ffn!r}; use swiglu, geglu, gelu or gelu_tanh."
+            )
         self.drop_path = DropPath(drop_path)
 
     def forward(
