@@ -116,6 +116,13 @@ class Pipeline:
             self.generator.to(device)
         return self
 
+    def to_dtype(self, dtype: torch.dtype) -> Pipeline:
+        """Convert the weights, e.g. to bfloat16 for speed."""
+        self.tokenizer.to(dtype)
+        if self.generator is not None:
+            self.generator.to(dtype)
+        return self
+
     def labels(self, classes: Any) -> list[int]:
         """Return class ids of names, ids, a mixture of both, or "all".
 

@@ -155,6 +155,8 @@ def attend(
         dropout: dropout rate of the attention weights.
     """
     causal = causal and mask is None
+    # Norms and rotations leave queries and keys in float32 under autocast.
+    q, k = q.to(v.dtype), k.to(v.dtype)
     # The fused CPU kernel's backward pass in bfloat16 is two to five times slower than plain
     # matrix products at the lengths that are trained on a CPU.
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from argen.data.draws import hash_seed
 from argen.generators.base import Generator, LossOutput
 from argen.training.optim import Optim
+from argen.training.task import Task
 
 
-class GeneratorTask(LightningModule):
+class GeneratorTask(Task):
     """Encodes nothing and samples nothing: calls `generator.loss` and logs.
-
-    Each step's random draws (dropped conditions, dropout, a loss's own) depend on (seed, step,
-    rank) alone, so that a resumed run repeats them.
 
     Args:
         generator: what is trained.
@@ -27,22 +21,13 @@ class GeneratorTask(LightningModule):
     """
 
     def __init__(self, generator: Generator, *, optim: Optim, steps: int, seed: int = 0) -> None:
-        super().__init__()
+        super().__init__(optim=optim, steps=steps, seed=seed)
         self.generator = generator
-        self.optim, self.steps, self.seed = optim, steps, seed
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Return the optimiser and its per-step schedule."""
-        optimizer = self.optim.optimizer(self.generator)
-        scheduler = self.optim.scheduler(optimizer, steps=self.steps)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Key this step's draws."""
-        torch.manual_seed(hash_seed("step", self.seed, self.global_step, self.global_rank))
+    @property
+    def network(self) -> Generator:
+        """The generator."""
+        return self.generator
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch of codes; conditions are dropped at the conditioner's rate."""
@@ -52,11 +37,8 @@ class GeneratorTask(LightningModule):
             drop_B = torch.rand(len(batch["label"]), device=self.device) < conditioner.drop_rate
         output = self._loss(batch, drop_B)
         self.log("loss", output.loss.detach(), prog_bar=True)
-        if self.global_step % self.trainer.log_every_n_steps == 0:
-            self.log_dict({f"train/{name}": value for name, value in output.metrics.items()})
-            self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
-            seen = self.global_step * len(batch["label"]) * self.trainer.world_size
-            self.log("images_seen", float(seen))
+        if self.logging_step:
+            self.log_details(output.metrics, len(batch["label"]))
         return output.loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn import functional as F
 
-from argen.data.draws import hash_seed
 from argen.errors import UserError, suggest
 from argen.tokenizers.base import Tokenizer, TokenizerOutput
 from argen.training.optim import Optim
+from argen.training.task import Task
 
 RECONSTRUCTION = {"l1": F.l1_loss, "l2": F.mse_loss}
 
 
-class TokenizerTask(LightningModule):
+class TokenizerTask(Task):
     """Minimises a weighted sum of named losses.
 
-    Every loss is logged unweighted. Each step's random draws depend on (seed, step, rank) alone,
-    so that a resumed run repeats them.
+    Every loss is logged unweighted.
 
     Args:
         tokenizer: what is trained.
         optim: optimiser and schedule.
         steps: optimiser steps of the whole run.
-        losses: weight of each loss: `l1` and `l2` compare pictures, the others are the
-            tokenizer's own (`codebook`, `commitment`, `entropy`, ...); one of weight 0 is not used.
+        losses: weight of each loss: `l1` and `l2` compare pictures, others are the tokenizer's
+            own; each must exist.
+        quantizer_losses: weights of the tokenizer's own losses (`codebook`, `commitment`,
+            `entropy`, ...), used for those it has.
         seed: names the random draws.
     """
 
@@ -41,29 +40,22 @@ class TokenizerTask(LightningModule):
         optim: Optim,
         steps: int,
         losses: Mapping[str, float],
+        quantizer_losses: Mapping[str, float],
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(optim=optim, steps=steps, seed=seed)
         self.tokenizer = tokenizer
-        self.optim, self.steps, self.seed = optim, steps, seed
         self.loss_weights = {name: float(weight) for name, weight in losses.items()}
+        self.own_weights = {name: float(weight) for name, weight in quantizer_losses.items()}
         if not any(self.loss_weights.get(name) for name in RECONSTRUCTION):
             raise UserError("A tokenizer needs a reconstruction loss: set losses.l1 or losses.l2.")
         self._seen: list[tuple[Tensor, Tensor]] = []
         self._ids: list[Tensor] = []
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Return the optimiser and its per-step schedule."""
-        optimizer = self.optim.optimizer(self.tokenizer)
-        scheduler = self.optim.scheduler(optimizer, steps=self.steps)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Key this step's draws."""
-        torch.manual_seed(hash_seed("step", self.seed, self.global_step, self.global_rank))
+    @property
+    def network(self) -> Tokenizer:
+        """The tokenizer."""
+        return self.tokenizer
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the weighted loss of a batch of pictures."""
@@ -72,11 +64,8 @@ class TokenizerTask(LightningModule):
         losses = self.named_losses(images, output)
         total = self.total(losses)
         self.log("loss", total.detach(), prog_bar=True)
-        if self.global_step % self.trainer.log_every_n_steps == 0:
-            self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
-            self.log_dict({f"train/{name}": value for name, value in output.metrics.items()})
-            self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
-            self.log("images_seen", float(self.global_step * len(images) * self.trainer.world_size))
+        if self.logging_step:
+            self.log_details({k: v.detach() for k, v in losses.items()}, len(images))
         return total
 
     def named_losses(self, images: Tensor, output: TokenizerOutput) -> dict[str, Tensor]:
@@ -90,12 +79,17 @@ class TokenizerTask(LightningModule):
         return own | output.losses
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Return the weighted sum; every loss needs a weight, and every weight a loss."""
+        """Return the weighted sum.
+
+        Raises:
+            UserError: for a loss without a weight, or a weight without a loss.
+        """
+        weights = self.own_weights | self.loss_weights
         for name in losses:
-            if name not in self.loss_weights:
+            if name not in weights:
                 raise UserError(
-                    f"The tokenizer gives a loss {name!r} that has no weight; set losses.{name} "
-                    "(0 to leave it out)."
+                    f"The tokenizer gives a loss {name!r} that has no weight; add "
+                    f"+losses.{name}=W to the command (0 leaves it out)."
                 )
         for name, weight in self.loss_weights.items():
             if weight and name not in losses:
@@ -103,7 +97,7 @@ class TokenizerTask(LightningModule):
                     f"losses.{name}={weight}, but this tokenizer gives no such loss."
                     f"{suggest(name, losses)} It gives: {', '.join(losses)}."
                 )
-        return torch.stack([self.loss_weights[k] * v for k, v in losses.items()]).sum()
+        return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Collect squared errors and codes of held-out pictures."""

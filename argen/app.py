@@ -1,0 +1,120 @@
+"""What every command shares: Hydra around a function, errors a person can act on, exit codes.
+
+Exit status 0: done; 2: bad input, one line that names cause and fix; 1: a bug, with a traceback.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from argen.configs import config_dir, preset_names
+from argen.errors import UserError, suggest
+
+
+def run(main: Callable[[Any], None], config_name: str) -> None:
+    """Compose `config_name` with the command line and call `main` with it.
+
+    Args:
+        main: takes the composed configuration (an omegaconf DictConfig).
+        config_name: a YAML at the top of configs/.
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back here instead of being printed there
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    # Libraries narrate below the level of a warning.
+    for name in ("matplotlib", "PIL", "torch", "fsspec", "hydra"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    wrapped = hydra.main(
+        config_path=str(config_dir()), config_name=config_name, version_base="1.3"
+    )(main)
+    try:
+        wrapped()
+    except UserError as error:
+        _stop(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        _stop(_explain(error, config_name))
+    except PermissionError as error:
+        _stop(f"{error.filename or error} is not writable; choose another directory with out=DIR.")
+    except KeyboardInterrupt:
+        print("\nInterrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        sys.exit(130)
+
+
+def require_writable(directory: Path | str) -> Path:
+    """Create a directory and prove that files can be written there.
+
+    Raises:
+        UserError: if they cannot.
+    """
+    path = Path(directory)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"{path} is not writable ({error.strerror}); choose another directory with out=DIR."
+        ) from error
+    return path
+
+
+def show(line: str = "") -> None:
+    """Print a line at once, also into a pipe."""
+    print(line, flush=True)
+
+
+def _stop(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _explain(error: Exception, config_name: str) -> str:
+    """Return Hydra's message with the nearest names that would have been right."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    message = " ".join(line.strip() for line in lines)
+    choice = re.search(r"Could not find '([\w/]+)/([\w.-]+)'", message)
+    if choice:
+        group, name = choice.groups()
+        return f"There is no {group}={name}.{suggest(name, preset_names(group))} {lines[0]}"
+    group = re.search(r"Could not override '([\w/]+)'", message)
+    key = re.search(r"Key '([\w.]+)' is not in struct|No match in the defaults list", message)
+    word = re.search(r"override '([\w./@]+)'", message)
+    if key or group:
+        wrong = word.group(1) if word else key.group(1)  # type: ignore[union-attr]
+        return f"{message}{suggest(wrong, _known_keys(config_name))}"
+    missing = re.search(r"Missing mandatory value: ([\w.]+)", message)
+    if missing:
+        return f"{missing.group(1)} must be given: add {missing.group(1)}=... to the command."
+    return message
+
+
+def _known_keys(config_name: str) -> list[str]:
+    """Return every key and group that the command line could set."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"):
+        plain = OmegaConf.to_container(compose(config_name=config_name), resolve=False)
+    groups = [path.name for path in config_dir().iterdir() if path.is_dir()]
+    return [*_flatten(plain), *groups]
+
+
+def _flatten(node: Any, prefix: str = "") -> list[str]:
+    if not isinstance(node, dict):
+        return []
+    keys = []
+    for key, value in node.items():
+        keys += [f"{prefix}{key}", *_flatten(value, f"{prefix}{key}.")]
+    return keys

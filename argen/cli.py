@@ -1,0 +1,41 @@
+"""The `argen` command: `argen COMMAND ...` is `python -m argen.COMMAND ...`."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from argen import __version__
+from argen.app import run
+from argen.errors import suggest
+
+COMMANDS = {
+    "train": "train a tokenizer, a generator, or both",
+    "sample": "draw pictures with a trained model",
+    "evaluate": "score a model or a folder of pictures",
+    "tokenize": "turn pictures into code shards",
+    "convert": "turn a released checkpoint into a model directory",
+}
+
+
+def main() -> None:
+    """Dispatch to a command."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help", "help"):
+        print("argen: autoregressive image generation\n\nargen COMMAND [KEY=VALUE ...]\n")
+        for command, what in COMMANDS.items():
+            print(f"  {command:10s} {what}")
+        print("\nargen COMMAND --help explains a command.")
+        return
+    if name in ("-V", "--version"):
+        print(f"argen {__version__}")
+        return
+    if name not in COMMANDS:
+        print(f"error: There is no command {name!r}.{suggest(name, COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+    sys.argv = [f"argen {name}", *sys.argv[2:]]
+    run(import_module(f"argen.{name}").main, name)
+
+
+if __name__ == "__main__":
+    main()

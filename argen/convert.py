@@ -1,0 +1,90 @@
+"""Turn a released checkpoint into a model directory: `python -m argen.convert --help`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from argen.app import require_writable, run, show
+from argen.errors import UserError, suggest
+
+
+def main(config: Any) -> None:
+    """Import, check, save."""
+    from argen.pipeline import Pipeline
+    from argen.train import plain
+
+    settings = plain(config)
+    importer = find_importer(settings["source"])
+    parts: dict[str, Any] = {}
+    for key in ("tokenizer_ckpt", "ckpt"):
+        if settings[key] is not None:
+            parts |= _import(importer, settings, key)
+    if "tokenizer" not in parts:
+        raise UserError(
+            "A generator needs its tokenizer: add tokenizer_ckpt=FILE, or give a tokenizer as ckpt."
+        )
+    names: list[str] = []
+    if settings["class_names"]:
+        path = Path(settings["class_names"])
+        if not path.is_file():
+            raise UserError(f"class_names={path} does not exist.")
+        names = path.read_text().splitlines()
+    out = require_writable(settings["out"])
+    pipe = Pipeline(
+        tokenizer=parts["tokenizer"],
+        generator=parts.get("generator"),
+        class_names=tuple(names),
+        provenance={
+            "weights": "as released",
+            "source": settings["source"],
+            "files": [Path(settings[k]).name for k in ("tokenizer_ckpt", "ckpt") if settings[k]],
+        },
+    )
+    pipe.save(out)
+    for name, part in parts.items():
+        count = sum(p.numel() for p in part.parameters())
+        show(f"{name}: {type(part).__name__}, {count / 1e6:.1f}M parameters")
+    show(f"written to {out}: {pipe.tokenizer.spec.describe()}")
+
+
+def find_importer(name: str) -> Any:
+    """Return the module of argen.interop for a project."""
+    import pkgutil
+    from importlib import import_module
+
+    from argen import interop
+
+    known = [m.name for m in pkgutil.iter_modules(interop.__path__) if m.name != "base"]
+    if name not in known:
+        raise UserError(
+            f"There is no importer for source={name}.{suggest(name, known)} "
+            f"Known: {', '.join(sorted(known))}."
+        )
+    return import_module(f"argen.interop.{name}")
+
+
+def _import(importer: Any, settings: dict[str, Any], key: str) -> dict[str, Any]:
+    """Import one file as whichever part it is."""
+    from argen.checkpoint import read_weights
+    from argen.errors import CheckpointError
+
+    path = settings[key]
+    checkpoint = read_weights(path, trust=settings["trust"])
+    kinds = ["tokenizer"] if key == "tokenizer_ckpt" else ["tokenizer", "generator"]
+    refusals = []
+    for kind in kinds:
+        function = getattr(importer, f"import_{kind}", None)
+        if function is None:
+            continue
+        options = {"source": Path(path).name, "image_size": settings["image_size"]}
+        try:
+            extra = settings["options"] if kind == "generator" else {}
+            return {kind: function(checkpoint, **options, **extra).build()}
+        except CheckpointError as error:
+            refusals.append(str(error))
+    raise CheckpointError(" ".join(refusals) or f"{settings['source']} imports no {kinds[0]}.")
+
+
+if __name__ == "__main__":
+    run(main, "convert")

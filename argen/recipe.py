@@ -1,0 +1,331 @@
+"""The whole path: tokenizer, codes, generator, exported model, pictures, scores.
+
+Each stage leaves `finished.json` in its directory, so that the same command skips what is done
+and goes on with what is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from argen.build import build
+from argen.checkpoint import read_json, write_json
+from argen.configs import for_codes
+from argen.data.codes import CodeDataset
+from argen.data.images import ImageSource
+from argen.device import pick_device
+from argen.errors import UserError
+from argen.evaluation.metrics import code_usage, psnr_db, unigram_entropy_bits
+from argen.evaluation.report import evaluate, provenance
+from argen.grid import save_picture
+from argen.pipeline import Pipeline, load
+from argen.tokenizers.base import Tokenizer
+from argen.tokenizing import write_codes
+from argen.training.fit import FitSettings, fit
+from argen.training.generator_task import GeneratorTask
+from argen.training.grids import ReconstructionGrid, SampleGrid, reconstruction_grid
+from argen.training.stream import Stream
+from argen.training.tokenizer_task import TokenizerTask
+
+log = logging.getLogger(__name__)
+# What a finished stage depends on.
+TOKENIZER_KEYS = ("data", "tokenizer", "fit", "optim", "losses", "quantizer_losses", "seed")
+GENERATOR_KEYS = ("generator", "fit", "optim", "samples", "seed")
+BITS_PER_NAT = 1.4426950408889634
+
+
+class Recipe:
+    """Runs the stages of one configuration.
+
+    Args:
+        config: the resolved configuration, as `configs/train.yaml` describes it.
+        stages: the resolved configuration of each stage, with its own overrides applied.
+    """
+
+    def __init__(self, config: dict[str, Any], stages: dict[str, dict[str, Any]]) -> None:
+        self.config, self.stages = config, stages
+        self.directory = Path(config["out"]) / config["name"]
+        self.seed = int(config["seed"])
+        self.device = pick_device(str(config["trainer"].get("accelerator", "auto")))
+        self.seconds: dict[str, float] = {}
+        self._source: ImageSource | None = None
+
+    @property
+    def source(self) -> ImageSource:
+        """The pictures, read when first needed."""
+        if self._source is None:
+            self._source = build(self.config["data"])
+        return self._source
+
+    def run(self) -> Path:
+        """Run what `stage` asks for; returns the run's directory."""
+        stage = self.config["stage"]
+        if stage not in ("all", "tokenizer", "generator"):
+            raise UserError(f"Unknown stage {stage!r}; use stage=all, tokenizer or generator.")
+        tokenizer = self._given_tokenizer() if stage == "generator" else self.train_tokenizer()
+        if stage == "tokenizer":
+            self.report_tokenizer(tokenizer)
+            return self.directory
+        codes = self.write_codes(tokenizer)
+        pipe = self.train_generator(tokenizer, codes)
+        self.report(pipe, codes)
+        return self.directory
+
+    def train_tokenizer(self) -> Tokenizer:
+        """Train stage 1, or load it if it is finished."""
+        stage, directory = self.stages["tokenizer"], self.directory / "tokenizer"
+        settings = {k: stage[k] for k in TOKENIZER_KEYS}
+        if self._finished(directory, settings):
+            return load(directory / "model", device=self.device).tokenizer
+        torch.manual_seed(self.seed)
+        size = self.config["data"].get("image_size", stage["tokenizer"].get("image_size"))
+        tokenizer = build(stage["tokenizer"], image_size=size)
+        fit_settings = self._fit_settings(stage)
+        if fit_settings.channels_last:
+            tokenizer.to(memory_format=torch.channels_last)
+        source = self.source
+        stream = self._stream(source.train, source.val, fit_settings)
+        optim = build(stage["optim"])
+        task = TokenizerTask(
+            tokenizer,
+            optim=optim,
+            steps=fit_settings.steps,
+            losses=stage["losses"],
+            quantizer_losses=stage["quantizer_losses"],
+            seed=self.seed,
+        )
+        shown = torch.stack([source.val[i]["image"] for i in range(min(32, len(source.val)))])
+        seconds = fit(
+            task,
+            stream,
+            fit_settings,
+            title="tokenizer",
+            directory=directory,
+            callbacks=[ReconstructionGrid(shown, directory / "grids")],
+            config=stage,
+        )
+        tokenizer = tokenizer.to(self.device).eval()
+        pipe = Pipeline(
+            tokenizer=tokenizer,
+            class_names=source.classes,
+            provenance=self._provenance(fit_settings),
+        )
+        pipe.save(directory / "model")
+        self._finish(directory, settings, seconds)
+        return load(directory / "model", device=self.device).tokenizer
+
+    def write_codes(self, tokenizer: Tokenizer) -> dict[str, CodeDataset]:
+        """Encode both splits, or check that it was done."""
+        start = time.perf_counter()
+        codes = write_codes(
+            tokenizer,
+            self.source,
+            self.directory / "codes",
+            seed=self.seed,
+            **self.config["codes"],
+        )
+        self.seconds["codes"] = time.perf_counter() - start
+        return codes
+
+    def train_generator(self, tokenizer: Tokenizer, codes: dict[str, CodeDataset]) -> Pipeline:
+        """Train stage 2, or load it if it is finished; leaves the exported model."""
+        stage, directory = self.stages["generator"], self.directory / "generator"
+        settings = {k: stage[k] for k in GENERATOR_KEYS}
+        settings |= {"tokenizer": codes["train"].tokenizer, "views": len(codes["train"].views)}
+        if self._finished(directory, settings):
+            return load(self.directory / "model", device=self.device)
+        torch.manual_seed(self.seed)
+        spec, classes = codes["train"].spec, codes["train"].classes
+        generator = build(for_codes(stage["generator"], spec, num_classes=len(classes)))
+        generator.bind(tokenizer)
+        fit_settings = self._fit_settings(stage)
+        optim = build(stage["optim"])
+        task = GeneratorTask(generator, optim=optim, steps=fit_settings.steps, seed=self.seed)
+        defaults = {k: v for k, v in stage["samples"].items() if k != "per_class"}
+        grid = SampleGrid(tokenizer, classes, directory / "grids", settings=defaults)
+        seconds = fit(
+            task,
+            self._stream(codes["train"], codes["val"], fit_settings),
+            fit_settings,
+            title="generator",
+            directory=directory,
+            callbacks=[grid],
+            config=stage,
+        )
+        pipe = Pipeline(
+            tokenizer=tokenizer,
+            generator=generator.to(self.device),
+            class_names=classes,
+            defaults=defaults,
+            provenance=self._provenance(fit_settings),
+        )
+        pipe.save(self.directory / "model")
+        self._finish(directory, settings, seconds)
+        return load(self.directory / "model", device=self.device)
+
+    def report_tokenizer(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        """Draw reconstructions, and measure them on held-out pictures."""
+        source, start = self.source, time.perf_counter()
+        images = torch.stack([source.val[i]["image"] for i in range(len(source.val))])
+        with torch.inference_mode():
+            parts = [
+                tokenizer.decode(tokenizer.encode(part.to(self.device))).cpu().clamp(-1, 1)
+                for part in images.split(64)
+            ]
+        save_picture(
+            reconstruction_grid(tokenizer, images[:32]), self.directory / "reconstructions.png"
+        )
+        self.seconds["reconstructions"] = time.perf_counter() - start
+        result = {"psnr_heldout_db": psnr_db(torch.cat(parts), images)}
+        write_json(self.directory / "tokenizer" / "metrics.json", result | provenance())
+        return result
+
+    def report(self, pipe: Pipeline, codes: dict[str, CodeDataset]) -> dict[str, Any]:
+        """Draw the sample grid and write metrics.json."""
+        path, key = self.directory / "metrics.json", self._key(self.config)
+        if path.is_file() and read_json(path).get("settings") == key:
+            log.info("scores: finished, see %s", path)
+            return read_json(path)
+        result: dict[str, Any] = self.report_tokenizer(pipe.tokenizer)
+        start = time.perf_counter()
+        samples = pipe("all", n=self.config["samples"]["per_class"], seed=self.seed)
+        save_picture(samples.grid(), self.directory / "samples.png")
+        spec = pipe.tokenizer.spec
+        if spec.kind == "discrete":
+            ids = torch.stack([codes["train"][i]["codes"] for i in range(len(codes["train"]))])
+            result["codes_used"] = code_usage(ids, spec)
+            result["bits_per_code_heldout"] = self._heldout_bits(pipe, codes["val"])
+            if spec.sub_tokens == 1:
+                result["unigram_bits_per_code"] = unigram_entropy_bits(ids, spec.vocab_size)
+        if self.config["evaluate"]:
+            result |= self._scores(pipe)
+        self.seconds["pictures and scores"] = time.perf_counter() - start
+        result |= {
+            "name": self.config["name"],
+            "seed": self.seed,
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "parameters": {
+                "tokenizer": sum(p.numel() for p in pipe.tokenizer.parameters()),
+                "generator": sum(p.numel() for p in pipe._generator().parameters()),
+            },
+            "seconds": {k: round(v, 1) for k, v in self.seconds.items()},
+            "wall_seconds": round(sum(self.seconds.values()), 1),
+            "settings": key,
+            **provenance(),
+        }
+        write_json(path, result)
+        return result
+
+    def _scores(self, pipe: Pipeline) -> dict[str, Any]:
+        """Score fresh samples, the same number of every class."""
+        options, source = self.config["evaluate"], self.source
+        count, classes = int(options["samples"]), len(source.classes)
+        labels = torch.arange(count) * classes // count  # sorted, counts differ by one at most
+        seeds = list(range(self.seed, self.seed + count))
+        train = (source.train[i]["image"] for i in range(len(source.train)))
+        images = torch.stack(list(train))
+        with torch.inference_mode():
+            copies = [pipe.decode(pipe.encode(part)).cpu() for part in images.split(64)]
+        drawn = pipe.batches(labels.tolist(), seeds, batch_size=int(options["batch_size"]))
+        return evaluate(
+            (batch.images for batch in drawn),
+            protocol=options["protocol"],
+            labels=labels,
+            source=source,
+            copies_of=copies,
+            quick=True,
+            device=self.device,
+            about={"sampling": pipe.defaults},
+        )
+
+    @torch.inference_mode()
+    def _heldout_bits(self, pipe: Pipeline, val: CodeDataset) -> float:
+        """Return the mean loss of held-out codes given their class, in bits a code."""
+        generator, total = pipe._generator(), 0.0
+        for start in range(0, len(val), 64):
+            items = [val[i] for i in range(start, min(start + 64, len(val)))]
+            codes = torch.stack([item["codes"] for item in items]).to(self.device)
+            labels = torch.stack([item["label"] for item in items]).to(self.device)
+            loss = generator.loss(codes, generator.conditioner(labels)).loss
+            total += float(loss) * BITS_PER_NAT * len(items)
+        return total / len(val)
+
+    def _given_tokenizer(self) -> Tokenizer:
+        path = Path(self.config["model"] or self.directory / "tokenizer" / "model")
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f"stage=generator needs a trained tokenizer, and there is none in {path}. Train "
+                f"one with stage=tokenizer name={self.config['name']}, or name one with model=DIR."
+            )
+        return load(path, device=self.device, trust=self.config["trust"]).tokenizer
+
+    def _fit_settings(self, stage: dict[str, Any]) -> FitSettings:
+        return FitSettings(**stage["fit"], trainer=stage["trainer"], logger=stage["logger"])
+
+    def _stream(self, train: Any, val: Any, settings: FitSettings) -> Stream:
+        return Stream(
+            train,
+            val,
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            workers=settings.workers,
+            seed=self.seed,
+        )
+
+    def _provenance(self, settings: FitSettings) -> dict[str, Any]:
+        return {
+            "weights": "ema" if settings.ema else "raw",
+            "steps": settings.steps,
+            "seed": self.seed,
+            "data": self.source.manifest().get("name"),
+            "data_config": self.config["data"],
+            **provenance(),
+        }
+
+    @staticmethod
+    def _key(settings: dict[str, Any]) -> str:
+        text = json.dumps(settings, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _finished(self, directory: Path, settings: dict[str, Any]) -> bool:
+        """Whether a stage is done with these settings; refuses to mix them with others."""
+        key, marker = self._key(settings), directory / "settings.json"
+        if marker.is_file():
+            found = read_json(marker)
+            if found["key"] != key:
+                changed = _differences(found["settings"], json.loads(json.dumps(settings)))
+                raise UserError(
+                    f"{directory} was trained with other settings ({', '.join(changed[:4])}). "
+                    "Choose another name=, or delete that directory to train again."
+                )
+        else:
+            write_json(marker, {"key": key, "settings": settings})
+        done = directory / "finished.json"
+        if done.is_file():
+            self.seconds[directory.name] = float(read_json(done)["seconds"])
+            log.info("%s: finished, see %s", directory.name, directory)
+            return True
+        return False
+
+    def _finish(self, directory: Path, settings: dict[str, Any], seconds: float) -> None:
+        self.seconds[directory.name] = seconds
+        write_json(directory / "finished.json", {"seconds": round(seconds, 1)})
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Return `key: old, now new` for every leaf that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in sorted({*old, *new})
+            for line in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+        ]
+    return [] if old == new else [f"{path}: {old}, now {new}"]

@@ -1,0 +1,72 @@
+"""Draw pictures with a trained model: `python -m argen.sample --help`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from argen.app import require_writable, run, show
+from argen.errors import UserError
+
+SETTINGS = (
+    "cfg",
+    "cfg_schedule",
+    "cfg_power",
+    "cfg_interval",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+)
+
+
+def main(config: Any) -> None:
+    """Draw, then write pictures and a grid."""
+    import numpy as np
+    import torch
+
+    from argen.build import build
+    from argen.checkpoint import replacing
+    from argen.device import pick_device
+    from argen.grid import save_picture, to_uint8
+    from argen.pipeline import load
+    from argen.train import plain
+
+    settings = plain(config)
+    if settings["format"] not in ("png", "npz"):
+        raise UserError(f"Unknown format={settings['format']}; use png or npz.")
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if settings["precision"] not in dtypes:
+        raise UserError(f"Unknown precision={settings['precision']}; use {' or '.join(dtypes)}.")
+    pipe = load(settings["model"], device=pick_device(settings["device"]), trust=settings["trust"])
+    pipe.to_dtype(dtypes[settings["precision"]])
+    decoder = build(settings["decoder"])
+    labels = pipe.labels(settings["classes"])
+    out = require_writable(settings["out"])
+    samples = pipe(
+        labels,
+        n=settings["n"],
+        seed=settings["seed"],
+        batch_size=settings["batch_size"],
+        decoder=decoder,
+        **{key: settings[key] for key in SETTINGS},
+    )
+    if settings["format"] == "npz":
+        with replacing(out / "samples.npz") as temporary, temporary.open("wb") as file:
+            np.savez_compressed(
+                file,
+                arr_0=to_uint8(samples.images).numpy(),
+                labels=samples.labels.numpy(),
+                seeds=np.array(samples.seeds),
+            )
+    else:
+        for i, picture in enumerate(samples.pil()):
+            name = f"{i:05d}-{samples.names[i].replace('/', '-')}-seed{samples.seeds[i]}.png"
+            save_picture(picture, out / name)
+    save_picture(samples.grid(), out / "grid.png")
+    exact = "exact" if decoder.exact else "not exact: other pictures than the model's own"
+    show(f"{len(samples)} pictures in {out} ({samples.passes} passes each, decoder {exact})")
+    show(f"grid {out / 'grid.png'}")
+
+
+if __name__ == "__main__":
+    run(main, "sample")

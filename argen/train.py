@@ -1,0 +1,82 @@
+"""Train a tokenizer, a generator, or both: `python -m argen.train --help`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from argen.app import require_writable, run, show
+from argen.errors import UserError
+
+STAGE_KEYS = ("fit", "optim", "losses", "quantizer_losses", "seed")
+
+
+def main(config: Any) -> None:
+    """Run the configured stages."""
+    from argen.recipe import Recipe
+
+    stages = {name: stage_config(config, name) for name in ("tokenizer", "generator")}
+    directory = require_writable(f"{config.out}/{config.name}")
+    recipe = Recipe(plain(config), stages)
+    recipe.run()
+    report(directory, config.stage)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Return a configuration as plain dictionaries, interpolations resolved."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+
+
+def stage_config(config: Any, stage: str) -> dict[str, Any]:
+    """Return the configuration of one stage.
+
+    What the experiment says of the stage stands above the general settings, and what was typed on
+    the command line stands above both.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    own = config.stages[stage]
+    unknown = [key for key in own if key not in STAGE_KEYS]
+    if unknown:
+        raise UserError(f"stages.{stage} may set {', '.join(STAGE_KEYS)}, not {unknown[0]}.")
+    typed = [
+        text
+        for text in HydraConfig.get().overrides.task
+        if text.split("=")[0].split(".")[0] in STAGE_KEYS and "." in text.split("=")[0]
+    ]
+    with_own = OmegaConf.merge(config, own)
+    OmegaConf.set_struct(with_own, True)
+    return plain(OmegaConf.merge(with_own, OmegaConf.from_dotlist(typed)))
+
+
+def report(directory: Any, stage: str) -> None:
+    """Say where things are and what to try next."""
+    from argen.checkpoint import read_json
+
+    if stage == "tokenizer":
+        result = read_json(directory / "tokenizer" / "metrics.json")
+        show(f"\nheld-out PSNR {result['psnr_heldout_db']:.2f} dB")
+        show(f"tokenizer        {directory / 'tokenizer' / 'model'}")
+        show(f"reconstructions  {directory / 'reconstructions.png'}")
+        show(f"next: python -m argen.train stage=generator name={directory.name}")
+        return
+    result = read_json(directory / "metrics.json")
+    show()
+    for key, value in result.items():
+        if isinstance(value, float):
+            show(f"{key:24s} {value:.4g}")
+    show(f"\nsamples          {directory / 'samples.png'}")
+    show(f"reconstructions  {directory / 'reconstructions.png'}")
+    show(f"model            {directory / 'model'}")
+    show(f"scores           {directory / 'metrics.json'}")
+    names = read_json(directory / "model" / "config.json")["class_names"]
+    show("\nTry next:")
+    show(f"  python -m argen.sample model={directory / 'model'} classes=[{names[0]}] n=16 cfg=2.0")
+    show(f"  python -m argen.evaluate model={directory / 'model'} protocol=fd_lite quick=true")
+    show("  python -m argen.train experiment=emoji name=mine data=folder data.path=YOUR_PICTURES")
+
+
+if __name__ == "__main__":
+    run(main, "train")

@@ -1,0 +1,155 @@
+"""Run one stage: a Lightning task over a fixed number of steps, resumed where it stopped."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+
+from argen.device import pick_device, pick_precision
+from argen.errors import UserError
+from argen.training.ema import EMA
+from argen.training.progress import progress
+from argen.training.stream import Stream
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How long and how a stage is trained; `configs/train.yaml` explains each field."""
+
+    steps: int
+    batch_size: int
+    workers: int = 0
+    ema: float = 0.999
+    val_every: int = 1000
+    save_every: int = 500
+    channels_last: bool = True
+    compile: bool = False
+    trainer: dict[str, Any] = field(default_factory=dict)
+    logger: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "val_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"fit.{name}={getattr(self, name)} must be at least 1.")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"fit.ema={self.ema} must lie in [0, 1); 0 keeps no average.")
+
+
+def fit(
+    task: LightningModule,
+    stream: Stream,
+    settings: FitSettings,
+    *,
+    title: str,
+    directory: Path,
+    callbacks: Sequence[Callback] = (),
+    config: dict[str, Any] | None = None,
+) -> float:
+    """Train until `settings.steps`; the task is left holding the averaged weights.
+
+    Args:
+        task: what is trained.
+        stream: its batches.
+        settings: how.
+        title: shown with the progress.
+        directory: gets `checkpoints/last.ckpt`, from which a later call goes on.
+        callbacks: more of them.
+        config: resolved configuration, for the logger.
+
+    Returns:
+        seconds of training, those of interrupted runs up to their last checkpoint included.
+    """
+    _quiet()
+    start = time.perf_counter()
+    timer, ema = Timer(), EMA(settings.ema) if settings.ema else None
+    checkpoint = ModelCheckpoint(
+        directory / "checkpoints",
+        filename="last",
+        every_n_train_steps=settings.save_every,
+        save_top_k=1,
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
+    )
+    options = {k: v for k, v in settings.trainer.items() if v is not None}
+    device = pick_device(str(options.get("accelerator", "auto")))
+    options["precision"] = pick_precision(str(options.get("precision", "auto")), device)
+    trainer = Trainer(
+        **options,
+        max_steps=settings.steps,
+        max_epochs=-1,
+        val_check_interval=settings.val_every,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        enable_progress_bar=sys.stdout.isatty(),
+        logger=make_logger(settings.logger, directory, config),
+        # Averaging comes last: the callbacks before it see its weights when validation ends.
+        callbacks=[progress(title), timer, *callbacks, checkpoint, *([ema] if ema else [])],
+        default_root_dir=directory,
+    )
+    if settings.compile:
+        task.compile()
+    last = directory / "checkpoints" / "last.ckpt"
+    if last.is_file():
+        log.info("%s: going on from %s", title, last)
+    trainer.fit(task, datamodule=stream, ckpt_path=str(last) if last.is_file() else None)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    if ema is not None:
+        ema.copy_to(task)
+    earlier = float(timer._offset) if last.is_file() else 0.0
+    return earlier + time.perf_counter() - start
+
+
+def make_logger(
+    settings: dict[str, Any], directory: Path, config: dict[str, Any] | None
+) -> Logger | bool:
+    """Return the logger that `configs/logger/*.yaml` describes; False for none."""
+    kind = settings.get("kind", "csv")
+    if kind == "none":
+        return False
+    if kind == "csv":
+        return CSVLogger(directory, name="", version="logs")
+    if kind == "wandb":
+        identity = directory / "wandb_id"
+        logger = WandbLogger(
+            name=f"{directory.parent.name}-{directory.name}",
+            project=settings.get("project", "argen"),
+            offline=bool(settings.get("offline", False)),
+            save_dir=directory,
+            id=identity.read_text().strip() if identity.is_file() else None,
+            config=config,
+        )
+        # A resumed run goes on in the same chart.
+        identity.write_text(str(logger.experiment.id))
+        return logger
+    raise UserError(f"Unknown logger {kind!r}; use logger=csv, wandb, wandb_offline or none.")
+
+
+def _quiet() -> None:
+    """Silence advice that does not apply here."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for pattern in (
+        ".*LeafSpec.*",
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*set_vital.*",
+        ".*`Trainer.fit.*mid-epoch.*",
+        ".*is smaller than the logging interval.*",
+        ".*The `?srun`? command is available.*",
+    ):
+        warnings.filterwarnings("ignore", pattern)

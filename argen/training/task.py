@@ -1,0 +1,65 @@
+"""What both stages share: optimiser, schedule, clipping, and random draws keyed by the step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from argen.data.draws import hash_seed
+from argen.training.optim import Optim
+
+
+class Task(LightningModule):
+    """Trains `network`.
+
+    Each step's random draws (dropout, dropped conditions, a loss's own) depend on (seed, step,
+    rank) alone, so that a resumed run repeats them exactly.
+
+    Args:
+        optim: optimiser and schedule.
+        steps: optimiser steps of the whole run.
+        seed: names the random draws.
+    """
+
+    def __init__(self, *, optim: Optim, steps: int, seed: int = 0) -> None:
+        super().__init__()
+        self.optim, self.steps, self.seed = optim, steps, seed
+
+    @property
+    def network(self) -> nn.Module:
+        """What is trained."""
+        raise AttributeError("a task names its network")
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return the optimiser and its per-step schedule."""
+        optimizer = self.optim.optimizer(self.network)
+        scheduler = self.optim.scheduler(optimizer, steps=self.steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Key this step's draws."""
+        torch.manual_seed(hash_seed("step", self.seed, self.global_step, self.global_rank))
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the gradient; Lightning's own clipping refuses fused optimisers."""
+        if self.optim.clip > 0:
+            norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.optim.clip)
+            if self.logging_step:
+                self.log("grad_norm", norm)
+
+    @property
+    def logging_step(self) -> bool:
+        """Whether this step's details are logged."""
+        return self.global_step % self.trainer.log_every_n_steps == 0
+
+    def log_details(self, values: dict[str, Any], batch_size: int) -> None:
+        """Log named values, the learning rate and the number of images seen."""
+        self.log_dict({f"train/{name}": value for name, value in values.items()})
+        self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        self.log("images_seen", float(self.global_step * batch_size * self.trainer.world_size))
