@@ -78,7 +78,7 @@ class Gaussian(Quantizer):
         self.register_buffer("mean", _channels(mean, dim, "mean"))
         self.register_buffer("std", _channels(std, dim, "std"))
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
-        if not bool((self.std > 0).all()):
+        if not bool((torch.as_tensor(std, device="cpu") > 0).all()):  # the buffer may be meta
             raise UserError(f"The std of the latents must be positive, not {std}.")
 
     @property
