@@ -55,21 +55,36 @@ def clamped_entropy(probs: Tensor) -> Tensor:
     return -(probs * probs.clamp(min=OFFSET).log()).sum(-1)
 
 
-def clamped_sample_entropy(log_odds_Nd: Tensor, *, max_elements: int = 1 << 24) -> Tensor:
-    """Return the mean clamped entropy of the assignments of (N, d) log-odds.
+def listed_entropies(
+    z_NGd: Tensor, magnitude: float, temperature: float, *, max_elements: int = 1 << 24
+) -> tuple[Tensor, Tensor]:
+    """Return the mean clamped entropy, and the mean assignment of each group (G, 2^d).
 
-    The clamp couples the bits, so that all 2^d probabilities are needed, a chunk of vectors at a
-    time; backward computes each chunk again.
+    The clamp couples the bits, so that all 2^d codes are listed and all their probabilities
+    computed, a chunk of vectors at a time; backward computes each chunk again.
+
+    Args:
+        z_NGd: vectors in G groups.
+        magnitude: codes are +magnitude and -magnitude.
+        temperature: divides twice the inner products.
+        max_elements: probabilities of a chunk.
     """
+    N, G, d = z_NGd.shape
+    powers = 2 ** torch.arange(d - 1, -1, -1, device=z_NGd.device)
+    listed = torch.arange(2**d, device=z_NGd.device)[:, None] & powers  # 2^d d
+    codes = torch.where(listed != 0, magnitude, -magnitude)
 
-    def part(odds: Tensor) -> Tensor:
-        return clamped_entropy(joint(odds)).sum()
+    def part(z: Tensor) -> tuple[Tensor, Tensor]:
+        probs = torch.softmax(2 * (z @ codes.T) * (1 / temperature), dim=-1)  # n G 2^d
+        return clamped_entropy(probs).sum(), probs.sum(0)
 
-    count, d = log_odds_Nd.shape
-    chunks = log_odds_Nd.split(max(1, max_elements >> d))
+    chunks = z_NGd.split(max(1, (max_elements >> d) // G))
     if len(chunks) == 1:
-        return part(log_odds_Nd) / count
-    return torch.stack([checkpoint(part, c, use_reentrant=False) for c in chunks]).sum() / count
+        parts = [part(z_NGd)]
+    else:
+        parts = [checkpoint(part, chunk, use_reentrant=False) for chunk in chunks]
+    samples, totals = (torch.stack(column).sum(0) for column in zip(*parts))
+    return samples / (N * G), all_mean(totals, N)
 
 
 def bitwise_entropy(log_odds_Nd: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class LFQ(Quantizer):
         batch_entropy: `pooled` takes one mean assignment over positions and groups (WeTok);
             `group` one a group, averaged; `bitwise` treats bits as independent (BSQ).
         clamp_log: take logarithms of max(p, 1e-5), as vector-quantize-pytorch does, instead of the
-            exact sample entropy; needs all 2^(C / groups) probabilities of each vector.
+            exact sample entropy; lists all 2^(C / groups) codes. Not with `bitwise`.
     """
 
     def __init__(
@@ -69,6 +69,8 @@ class LFQ(Quantizer):
             raise UserError(
                 f"Unknown batch_entropy {batch_entropy!r}; use {', '.join(BATCH_ENTROPIES)}."
             )
+        if clamp_log and batch_entropy == "bitwise":
+            raise UserError("clamp_log=true lists all codes; use batch_entropy pooled or group.")
         self.dim, self.groups, self.split = bits, groups, split
         if as_bits:
             self.kind, self.bits, self.vocab_sizes = "binary", bits, ()
@@ -138,28 +140,27 @@ class LFQ(Quantizer):
     def entropies(self, z: Tensor) -> dict[str, Tensor]:
         """Return `sample_entropy` and `batch_entropy`, in nats, a group's worth each."""
         d = self.dim // self.groups
-        odds = z.reshape(-1, self.groups, d) * (4.0 * self.magnitude / self.temperature)  # N g d
-        flat = odds.flatten(0, 1)  # Ng d
-        joint = self.batch_entropy != "bitwise"
-        if d > MAX_JOINT_BITS and (joint or self.clamp_log):
+        z = z.reshape(-1, self.groups, d)  # N g d
+        if d > MAX_JOINT_BITS and self.batch_entropy != "bitwise":
             raise UserError(
-                f"The entropy of 2^{d} codes is out of reach; set groups, or "
-                "batch_entropy=bitwise and clamp_log=false."
+                f"The entropy of 2^{d} codes is out of reach; set groups, or batch_entropy=bitwise."
             )
         if self.clamp_log:
-            sample = bit_entropy.clamped_sample_entropy(flat)
-        else:
-            sample = bit_entropy.sample_entropy(flat)
-        of = bit_entropy.clamped_entropy if self.clamp_log else bit_entropy.entropy
+            sample, mean = bit_entropy.listed_entropies(z, self.magnitude, self.temperature)
+            mean = mean.mean(0, keepdim=True) if self.batch_entropy == "pooled" else mean
+            batch = bit_entropy.clamped_entropy(mean).mean()
+            return {"sample_entropy": sample, "batch_entropy": batch}
+        odds = z * (4.0 * self.magnitude / self.temperature)
         if self.batch_entropy == "pooled":
-            batch = of(bit_entropy.mean_assignment(flat))
-        elif self.batch_entropy == "group":
-            each = [of(bit_entropy.mean_assignment(group)) for group in odds.unbind(1)]
-            batch = torch.stack(each).mean()
+            batch = bit_entropy.entropy(bit_entropy.mean_assignment(odds.flatten(0, 1)))
         else:
-            each = [bit_entropy.bitwise_entropy(group) for group in odds.unbind(1)]
-            batch = torch.stack(each).mean()
-        return {"sample_entropy": sample, "batch_entropy": batch}
+            one = (
+                bit_entropy.bitwise_entropy
+                if self.batch_entropy == "bitwise"
+                else lambda group: bit_entropy.entropy(bit_entropy.mean_assignment(group))
+            )
+            batch = torch.stack([one(group) for group in odds.unbind(1)]).mean()
+        return {"sample_entropy": bit_entropy.sample_entropy(odds), "batch_entropy": batch}
 
 
 class BSQ(LFQ):
