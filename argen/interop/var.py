@@ -264,12 +264,21 @@ def generator_config(
     }
 
 
-def import_generator(checkpoint: Any, *, source: str, heads: int | None = None) -> Imported:
-    """Import `var_d*.pth`, or the generator of a training checkpoint; scales are in the file.
+def import_generator(
+    checkpoint: Any,
+    *,
+    source: str,
+    image_size: int | None = None,
+    factor: int = 16,
+    heads: int | None = None,
+) -> Imported:
+    """Import `var_d*.pth`, or the generator of a training checkpoint.
 
     Args:
-        checkpoint: what the file holds.
+        checkpoint: what the file holds; its scales are stored in it.
         source: the file, for messages.
+        image_size: side of the pictures it is wanted for, to be refused if it draws others.
+        factor: the tokenizer's down-sampling.
         heads: attention heads, where they are not visible and not 64 wide as the published ones.
     """
     weights = unwrap(_trainer(checkpoint), keys=("var_wo_ddp",), source=source)
@@ -282,6 +291,11 @@ def import_generator(checkpoint: Any, *, source: str, heads: int | None = None) 
     sides = [round(count**0.5) for count in counts]
     if any(side * side != count for side, count in zip(sides, counts)):
         raise CheckpointError(f"{source}: scales of {counts} codes are not square.")
+    if image_size is not None and image_size != sides[-1] * factor:
+        raise UserError(
+            f"{source} draws pictures of {sides[-1] * factor} px, not {image_size}: set "
+            f"image_size={sides[-1] * factor}."
+        )
     temperature = weights.get("blocks.0.attn.scale_mul_1H11")
     if heads is None:
         heads = dim // 64 if temperature is None else temperature.numel()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from argen.errors import UserError
+from argen.layers.collective import all_sum, world_size
 
 WARM_UP = 100  # updates after which the average slows down from 0.1 to 0.01 a step
 RARE = 0.08  # share of the even rate below which a code counts as unused
@@ -38,9 +39,10 @@ class HitCounter(nn.Module):
     def update(self, ids: Sequence[Tensor]) -> None:
         """Take in the ids of one step, one tensor a scale."""
         K, V = self.average.shape
-        counts = torch.stack([i.flatten().bincount(minlength=V) for i in ids]).float()  # K V
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(counts)
+        flat = torch.cat([k * V + i.flatten() for k, i in enumerate(ids)])
+        counts = self.average.new_zeros(K * V, dtype=torch.float32)
+        counts = all_sum(counts.scatter_add_(0, flat, torch.ones_like(flat, dtype=torch.float32)))
+        counts = counts.view(K, V)
         seen = self.updates.expand(K)
         if self.counter == "scale":
             seen = seen * K + torch.arange(K, device=seen.device)
@@ -49,26 +51,34 @@ class HitCounter(nn.Module):
         self.average.copy_(self.average.float() * kept + counts * fresh)
         self.updates += 1
 
-    def usage(self, vectors: int) -> Tensor:
+    def usage(self, vectors: int | Sequence[int]) -> Tensor:
         """Return the share in [0, 1] of codes in use at each scale, (K,).
 
+        A code is in use when its average is at least 0.08 of what an even use of all codes by
+        `vectors` a step, over all processes, would give. The published statistic counts the whole
+        latent map for every scale, under which coarse scales can never reach 1.
+
         Args:
-            vectors: latent vectors of one step over all processes; a code is in use when its
-                average is at least 0.08 of what an even use of all codes would give.
+            vectors: one number, or one a scale.
         """
-        margin = RARE * vectors / self.average.shape[1]
-        return (self.average >= margin).float().mean(-1)
+        margin = torch.as_tensor(vectors, device=self.average.device) * (
+            RARE / self.average.shape[1]
+        )
+        return (self.average >= margin.expand(len(self.average))[:, None]).float().mean(-1)
 
     def perplexity(self) -> Tensor:
         """Return exp(entropy) of the average use of codes at each scale, (K,)."""
         p = self.average.float() / self.average.float().sum(-1, keepdim=True).clamp(min=1e-12)
         return torch.special.entr(p).sum(-1).exp()
 
-    def metrics(self, vectors: int) -> dict[str, Tensor]:
-        """Return usage and perplexity by scale, to log; `vectors` are those of this process."""
-        if distributed.is_available() and distributed.is_initialized():
-            vectors *= distributed.get_world_size()
-        usage, perplexity = self.usage(vectors), self.perplexity()
+    def metrics(self, vectors: Sequence[int]) -> dict[str, Tensor]:
+        """Return usage and perplexity by scale, to log.
+
+        Args:
+            vectors: vectors of one step at each scale, in this process.
+        """
+        usage = self.usage([n * world_size() for n in vectors])
+        perplexity = self.perplexity()
         return {
             f"{name}/scale_{k:02d}": value
             for name, values in (("usage", usage), ("perplexity", perplexity))

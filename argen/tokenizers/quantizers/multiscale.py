@@ -94,6 +94,8 @@ class MultiScaleVQ(Quantizer):
         self.dim, self.vocab_sizes, self.cosine = dim, (codes,), cosine
         self.scales = as_scales(scales)
         self.codebook = nn.Embedding(codes, dim)
+        # Far rows are never chosen and so never move: a start at unit scale collapses.
+        nn.init.uniform_(self.codebook.weight, -1.0 / codes, 1.0 / codes)
         self.phis = nn.ModuleList(Phi(dim, phi_ratio) for _ in range(phis if phi_ratio > 0 else 0))
         self.hits = HitCounter(len(self.scales), codes, counter=hit_counter)
 
@@ -162,11 +164,11 @@ class MultiScaleVQ(Quantizer):
         """
         twin = copy.deepcopy(self)
         for module in twin.modules():
-            for name, value in list(module.named_parameters(recurse=False)):
+            for name, parameter in list(module.named_parameters(recurse=False)):
                 delattr(module, name)
-                module.register_buffer(name, value.detach().clone(), persistent=False)
-            for name, value in list(module.named_buffers(recurse=False)):
-                module.register_buffer(name, value, persistent=False)
+                module.register_buffer(name, parameter.detach().clone(), persistent=False)
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                module.register_buffer(name, buffer, persistent=False)
         return twin.eval()
 
     def _search(self, r_BnC: Tensor) -> Tensor:
@@ -215,7 +217,7 @@ class MultiScaleVQ(Quantizer):
         metrics: dict[str, Tensor] = {}
         if self.training:
             self.hits.update([ids for ids, _ in steps])
-            metrics = self.hits.metrics(z[..., 0].numel())
+            metrics = self.hits.metrics([ids.numel() for ids, _ in steps])
         quantized = straight_through(z_BChw, steps[-1][1]).permute(0, 2, 3, 1)
         ids = torch.cat([ids for ids, _ in steps], dim=1)
         return Quantized(z=quantized, ids=ids, losses=losses, metrics=metrics)

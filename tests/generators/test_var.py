@@ -1,0 +1,256 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from argen.build import build
+from argen.configs import for_codes, preset
+from argen.decoding.filters import Filters
+from argen.decoding.guidance import Guidance
+from argen.decoding.sequential import Sequential
+from argen.decoding.smooth import SmoothScales
+from argen.errors import CheckpointError, IncompatibleError, SpecError, UserError
+from argen.generators.var import VAR
+from argen.interop import var
+from argen.layers.noise import SeededNoise
+from argen.pipeline import Pipeline
+from argen.spec import CodeSpec, Segment
+from argen.training.optim import Optim
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "var"
+
+
+def make(tokenizer_options=None, **options):
+    """Return a tiny tokenizer and a VAR bound to it, off its initial weights."""
+    torch.manual_seed(0)
+    config = preset("tokenizer", "tiny_multiscale")
+    config["quantizer"] |= tokenizer_options or {}
+    tokenizer = build(config).eval()
+    generator_config = {**preset("generator", "tiny_var"), **options}
+    generator = build(for_codes(generator_config, tokenizer.spec, num_classes=10))
+    generator.bind(tokenizer)
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    return tokenizer, generator.eval()
+
+
+def released():
+    weights = load_file(str(GOLDEN / "weights.safetensors"))
+    return {
+        part: {k.removeprefix(f"{part}."): v for k, v in weights.items() if k.startswith(part)}
+        for part in ("vae_local", "var_wo_ddp")
+    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"shared_adaln": True}, {"cosine_attention": False}, {"ffn_ratio": 2.5, "layers": 2}],
+)
+def test_one_pass_a_scale_equals_teacher_forcing(options):
+    tokenizer, generator = make({"scales": [1, 3, [4, 5], 8]}, **options)
+    codes = tokenizer.encode(torch.rand(3, 3, 16, 16) * 2 - 1)
+    cond = generator.conditioner(torch.tensor([1, 2, 3]))
+    with torch.no_grad():
+        state, parts, start = generator.start(cond), [], 0
+        for group in generator.plan.groups:
+            parts.append(generator.predict(state))
+            assert torch.equal(parts[-1], generator.predict(state))  # asking twice changes nothing
+            generator.commit(state, codes[:, start : start + len(group)])
+            start += len(group)
+        torch.testing.assert_close(torch.cat(parts, 1), generator.score(codes, cond))
+        assert len(parts) == 4
+
+
+def test_loss_trains_every_parameter_and_smooths_labels():
+    tokenizer, generator = make(shared_adaln=True)
+    codes = tokenizer.encode(torch.rand(4, 3, 16, 16) * 2 - 1)
+    drop = torch.tensor([True, False, False, False])
+    output = generator.loss(codes, generator.conditioner(torch.tensor([0, 1, 2, 3]), drop_B=drop))
+    output.loss.backward()
+    assert all(p.grad is not None for p in generator.parameters())
+    cond = generator.conditioner(torch.tensor([0, 1, 2, 3]), drop_B=drop)
+    expected = torch.nn.functional.cross_entropy(
+        generator.score(codes, cond).flatten(0, 1), codes.flatten(), label_smoothing=0.2
+    )
+    generator.label_smoothing = 0.2
+    smoothed = generator.loss(codes, cond)
+    torch.testing.assert_close(smoothed.loss, expected)
+    torch.testing.assert_close(smoothed.nll, output.nll)
+
+
+def test_position_tables_and_temperatures_are_not_decayed():
+    _, generator = make(shared_adaln=True)
+    plain = Optim().optimizer(generator).param_groups[1]["params"]
+    spared = {name for name, p in generator.named_parameters() if any(p is q for q in plain)}
+    for part in ("pos", "pos_start", "level_embed", "blocks.0.offsets"):
+        assert part in spared
+    assert "blocks.0.attention.q_norm.log_scale" in spared
+    assert "conditioner.table.weight" not in spared
+
+
+def test_bound_quantiser_is_no_part_of_the_weights():
+    _, generator = make()
+    assert not any("pyramid" in name for name in generator.state_dict())
+    assert not any("pyramid" in name for name, _ in generator.named_parameters())
+    fresh = build(generator.config)
+    fresh.load_state_dict(generator.state_dict())
+    with pytest.raises(UserError, match=r"generator.bind\(tokenizer\)"):
+        fresh.score(torch.zeros(1, 85, dtype=torch.long), fresh.conditioner(torch.tensor([0])))
+
+
+def test_binding_refuses_other_tokenizers():
+    _, generator = make()
+    other, _ = make({"codes": 32})
+    with pytest.raises(SpecError, match="vocabulary 32"):
+        generator.bind(other)
+    with pytest.raises(IncompatibleError, match="use a multi-scale tokenizer"):
+        generator.bind(build(preset("tokenizer", "tiny_vq")))
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [
+        (Segment((4, 4), (8,), dim=4),),
+        (Segment((1, 9), (8,), dim=4), Segment((4, 4), (8,), dim=4)),
+        (Segment((2, 2), (8,), dim=4), Segment((4, 4), (16,), dim=4)),
+        (Segment((2, 2), (8, 8), dim=4), Segment((4, 4), (8, 8), dim=4)),
+    ],
+)
+def test_codes_that_are_no_pyramid_are_refused(segments):
+    config = for_codes(preset("generator", "tiny_var"), CodeSpec("discrete", segments))
+    with pytest.raises(IncompatibleError, match="Use a multi-scale tokenizer"):
+        build(config)
+
+
+def test_smooth_scales_mix_code_vectors():
+    tokenizer, generator = make()
+    pipe = Pipeline(tokenizer, generator)
+    # With hardly any temperature a mixture is a single row: a draw by the Gumbel-max rule.
+    sharp = pipe([1], n=2, decoder=SmoothScales(temperature=1e-6, floor=1e-6), cfg=2.0)
+    torch.testing.assert_close(sharp.images, pipe.decode(sharp.codes), atol=1e-4, rtol=1e-4)
+    soft = pipe([1], n=2, decoder=SmoothScales(), cfg=2.0)
+    assert (soft.images - pipe.decode(soft.codes)).abs().max() > 1e-3
+    other = build(for_codes(preset("generator", "tiny_gpt"), tokenizer.spec, num_classes=10))
+    with pytest.raises(IncompatibleError, match="use decoder=sequential"):
+        SmoothScales().check(other)
+
+
+def test_guidance_ramp_leaves_the_first_scale_alone():
+    _, generator = make()
+    cond = generator.conditioner(torch.tensor([1]))
+    guidance = Guidance(3.0, schedule="linear", inclusive=True)
+    assert [guidance.weight(k, 4) for k in range(4)] == pytest.approx([1, 1 + 2 / 3, 1 + 4 / 3, 3])
+    seen = []
+    Sequential()(
+        generator,
+        cond,
+        guidance=guidance,
+        filters=Filters(),
+        noise=SeededNoise([0]),
+        observer=lambda positions, codes, params: seen.append(params),
+    )
+    with torch.inference_mode():
+        torch.testing.assert_close(seen[0], generator.predict(generator.start(cond)))
+
+
+def test_known_codes_stay_when_the_rest_is_drawn():
+    tokenizer, generator = make()
+    codes = tokenizer.encode(torch.rand(1, 3, 16, 16) * 2 - 1)
+    positions = torch.tensor([0, 3, 7, 40, 84])
+    drawn = Sequential()(
+        generator,
+        generator.conditioner(torch.tensor([1, 2])),
+        guidance=Guidance(),
+        filters=Filters(),
+        noise=SeededNoise([0, 1]),
+        known=(positions, codes[0, positions]),
+    ).codes
+    assert torch.equal(drawn[:, positions], codes[:, positions].expand(2, -1))
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_released_files_tell_their_own_sizes():
+    parts = released()
+    imported = var.import_generator(parts["var_wo_ddp"], source="var.pth")
+    generator = imported.build()
+    assert isinstance(generator, VAR)
+    assert [s.shape for s in generator.spec.segments] == [(1, 1), (2, 2), (3, 3), (4, 4)]
+    assert (len(generator.blocks), generator.heads) == (3, 4)
+    whole = {"epoch": 1, "trainer": parts}
+    again = var.import_generator(whole, source="ar-ckpt-last.pth")
+    assert again.config == imported.config
+    scales = [1, 2, 3, 4]
+    # Norm groups are not visible in a file; the published 32 do not divide this tiny network.
+    config = var.import_tokenizer(whole, source="ar-ckpt-last.pth", scales=scales).config
+    assert config["quantizer"] | {"scales": scales} == {
+        "_target_": "argen.tokenizers.quantizers.multiscale.MultiScaleVQ",
+        "codes": 40,
+        "dim": 8,
+        "scales": scales,
+        "phis": 4,
+        "phi_ratio": 0.5,
+        "cosine": False,
+        "hit_counter": "scale",
+    }
+    assert config["encoder"]["multipliers"] == [1, 1, 2]
+    assert config["encoder"]["blocks"] == 1
+    with pytest.raises(UserError, match="draws pictures of 64 px, not 256: set image_size=64"):
+        var.import_generator(parts["var_wo_ddp"], source="var.pth", image_size=256)
+    with pytest.raises(CheckpointError, match="not a VAR generator"):
+        var.import_generator(parts["vae_local"], source="vae.pth")
+    with pytest.raises(CheckpointError, match="not a VAR tokenizer"):
+        var.import_tokenizer(parts["var_wo_ddp"], source="var.pth")
+
+
+def without(weights, *parts):
+    return {k: v for k, v in weights.items() if not any(part in k for part in parts)}
+
+
+@pytest.mark.parametrize("phis", ["partly shared", "shared", "none"])
+@pytest.mark.parametrize("attention", ["both", "middle", "none"])
+def test_reference_options_load_strictly(phis, attention):
+    weights = released()["vae_local"]
+    config = {
+        "vocab_size": 40,
+        "z_channels": 8,
+        "ch": 16,
+        "v_patch_nums": [1, 2, 3, 4],
+        "hard_coded_in_reference": {
+            "ch_mult": [1, 1, 2],
+            "num_res_blocks": 1,
+            "group_norm_groups": 8,
+            "using_sa": attention == "both",
+            "using_mid_sa": attention != "none",
+        },
+    }
+    if attention != "both":
+        weights = without(weights, ".attn.")
+    if attention == "none":
+        weights = without(weights, ".attn_1.")
+    if phis != "partly shared":
+        kept = {k.replace("qresi_ls.0", "qresi"): v for k, v in weights.items() if "ls.0" in k}
+        weights = without(weights, "quant_resi") | (kept if phis == "shared" else {})
+        config |= {"share_quant_resi": 1} if phis == "shared" else {"quant_resi": 0.0}
+    model = var.Imported(var.tokenizer_config(config), var.tokenizer_weights(weights), "x").build()
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
+    assert model.decode(model.encode(images)).shape == images.shape
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer", "millions"),
+    [
+        ("var_d16", "var_vqvae", 310),
+        ("var_d20", "var_vqvae", 601),
+        ("var_d24", "var_vqvae", 1034),
+        ("var_d30", "var_vqvae", 2010),
+        ("var_d36_s", "var_vqvae_512", 2354),
+    ],
+)
+def test_published_sizes(name, tokenizer, millions):
+    with torch.device("meta"):
+        spec = build(preset("tokenizer", tokenizer)).spec
+        generator = build(for_codes(preset("generator", name), spec))
+    count = sum(p.numel() for p in generator.parameters()) / 1e6
+    assert count == pytest.approx(millions, rel=0.005)
