@@ -7,7 +7,7 @@ in every training step and distributed training never meets an unused one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,11 +25,14 @@ class Cond:
         vector_BD: one vector a sample, for modulation.
         tokens_BTD: a prefix of T tokens.
         mask_BT: true for the valid tokens of the prefix; None when all are.
+        inputs: the labels or text features it was made from, for a second network with a
+            conditioner of its own (a draft model); lost where rows are stacked.
     """
 
     vector_BD: Tensor | None = None
     tokens_BTD: Tensor | None = None
     mask_BT: Tensor | None = None
+    inputs: Any = None
 
     def __len__(self) -> int:
         part = self.vector_BD if self.vector_BD is not None else self.tokens_BTD
@@ -38,21 +41,27 @@ class Cond:
         return part.shape[0]
 
     def map(self, function: Any) -> Cond:
-        """Apply a function to every tensor present."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Cond(**{k: None if v is None else function(v) for k, v in values.items()})
+        """Apply a function to every tensor that a network reads."""
+        parts = {name: getattr(self, name) for name in _READ}
+        mapped = {k: None if v is None else function(v) for k, v in parts.items()}
+        return Cond(**mapped, inputs=self.inputs)
 
     def cat(self, other: Cond) -> Cond:
         """Stack the rows of two conditions."""
         parts = {}
-        for f in fields(self):
-            a, b = getattr(self, f.name), getattr(other, f.name)
-            parts[f.name] = None if a is None else torch.cat((a, b))
+        for name in _READ:
+            a, b = getattr(self, name), getattr(other, name)
+            parts[name] = None if a is None else torch.cat((a, b))
         return Cond(**parts)
 
     def rows(self, index: Tensor | slice) -> Cond:
         """Pick rows."""
-        return self.map(lambda part: part[index])
+        picked = self.map(lambda part: part[index])
+        picked.inputs = None if self.inputs is None else self.inputs[index]
+        return picked
+
+
+_READ = ("vector_BD", "tokens_BTD", "mask_BT")
 
 
 class Conditioner(nn.Module, ABC):
@@ -67,6 +76,10 @@ class Conditioner(nn.Module, ABC):
     drop_rate: float
     has_null: bool
     length: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_forward_hook(_remember_inputs, with_kwargs=True)
 
     @abstractmethod
     def forward(self, inputs: Any, *, drop_B: Tensor | None = None) -> Cond:
@@ -83,6 +96,12 @@ class Conditioner(nn.Module, ABC):
                 "Guidance needs a null condition and this model was trained without one "
                 "(drop_rate=0). Sample with cfg=1, or train with conditioner.drop_rate=0.1."
             )
+
+
+def _remember_inputs(module: nn.Module, args: tuple, kwargs: dict[str, Any], cond: Cond) -> None:
+    """Keep what a condition was made from, unless some of it was dropped."""
+    if args and kwargs.get("drop_B") is None and cond.inputs is None:
+        cond.inputs = args[0]
 
 
 class ClassConditioner(Conditioner):
@@ -145,6 +164,9 @@ class TextFeatures:
 
     def __len__(self) -> int:
         return self.features_BTF.shape[0]
+
+    def __getitem__(self, index: Tensor | slice) -> TextFeatures:
+        return TextFeatures(self.features_BTF[index], self.mask_BT[index])
 
     def to(self, device: torch.device | str) -> TextFeatures:
         """Move both tensors."""
