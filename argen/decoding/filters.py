@@ -7,7 +7,9 @@ position alone, so a law is the same whether positions are filtered one by one o
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,6 +107,7 @@ class Filters:
         min_p: share of the best token's probability below which a token is cut, 0 for none.
         entropy_k: (fewest, most) tokens kept by PURE's entropy rule, None for no such cut.
         top_p_from_below: build the nucleus as VAR does, see `keep_top_p`.
+        sub_tokens: filters of each sub-token in place of all of the above, for factorised heads.
     """
 
     temperature: float = 1.0
@@ -113,8 +116,11 @@ class Filters:
     min_p: float = 0.0
     entropy_k: tuple[int, int] | None = None
     top_p_from_below: bool = False
+    sub_tokens: Sequence[Filters | Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
+        each = tuple(f if isinstance(f, Filters) else Filters(**f) for f in self.sub_tokens)
+        object.__setattr__(self, "sub_tokens", each)
         if self.temperature < 0:
             raise UserError(f"temperature={self.temperature} is negative; 0 means greedy.")
         if self.top_k < 0:
@@ -139,6 +145,11 @@ class Filters:
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Filter float logits (..., V)."""
+        if self.sub_tokens:
+            raise UserError(
+                "Filters for each sub-token need a generator with a factorised head and "
+                "decoder=sequential; elsewhere give one temperature, top_k and top_p."
+            )
         if self.temperature == 0:
             return keep_argmax(logits)
         if self.entropy_k is not None:

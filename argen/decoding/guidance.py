@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from argen.errors import UserError
@@ -30,6 +30,8 @@ class Guidance:
             D-AR), or one step less, r = step / steps (RAR, LPD).
         interval: guide only the first `interval` + 2 steps, later ones are conditional
             (LlamaGen's `cfg_interval`); -1 guides all.
+        sub_tokens: weights of each sub-token in place of `scale`, for factorised heads
+            (Open-MAGVIT2); each follows the schedule.
     """
 
     scale: float | Sequence[float] = 1.0
@@ -38,10 +40,12 @@ class Guidance:
     start: float = 1.0
     inclusive: bool = False
     interval: int = -1
+    sub_tokens: Sequence[float] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "sub_tokens", tuple(float(s) for s in self.sub_tokens))
         scales = [self.scale] if isinstance(self.scale, int | float) else list(self.scale)
-        if not scales or min(*scales, self.start) < 0:
+        if not scales or min(*scales, *self.sub_tokens, self.start) < 0:
             raise UserError(
                 f"cfg={self.scale} (start {self.start}) has a negative weight or none at all; "
                 "1 means no guidance, 2 to 4 is usual."
@@ -59,6 +63,8 @@ class Guidance:
     @property
     def active(self) -> bool:
         """Whether null rows are needed at all."""
+        if self.sub_tokens:
+            return any(each.active for each in self._each())
         if not isinstance(self.scale, int | float):
             return any(scale != 1.0 for scale in self.scale)
         return self.scale != 1.0 or (self.schedule != "constant" and self.start != 1.0)
@@ -69,10 +75,19 @@ class Guidance:
             return cond
         return cond.cat(generator.conditioner.null(cond))
 
-    def weight(self, step: int, steps: int) -> float | None:
-        """Return w of step `step` of `steps`; None when guidance is off."""
+    def _each(self) -> list[Guidance]:
+        """Return the guidance of each sub-token."""
+        return [replace(self, scale=scale, sub_tokens=()) for scale in self.sub_tokens]
+
+    def weight(self, step: int, steps: int) -> float | tuple[float, ...] | None:
+        """Return w of step `step` of `steps`, or one of each sub-token; None when it is off."""
         if not self.active:
             return None
+        if self.sub_tokens:
+            return tuple(each._weight(step, steps) for each in self._each())
+        return self._weight(step, steps)
+
+    def _weight(self, step: int, steps: int) -> float:
         if 0 <= self.interval < step - 1:
             return 1.0
         if not isinstance(self.scale, int | float):
@@ -85,7 +100,7 @@ class Guidance:
         For strategies whose steps do unequal work: MAR's share is the one of codes known after
         the step, MaskGen's that of steps done after it.
         """
-        if not isinstance(self.scale, int | float):
+        if self.sub_tokens or not isinstance(self.scale, int | float):
             raise UserError("A list of guidance weights needs a strategy that counts steps.")
         if self.schedule == "constant":
             return float(self.scale)

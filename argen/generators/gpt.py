@@ -52,8 +52,7 @@ class GPT(NextToken):
         drop_path: largest stochastic-depth rate; rises linearly over the layers.
         init_std: standard deviation of the initial weights.
         zero_init_head: start from uniform predictions.
-        embed: turns codes into vectors, in place of the table (for codes of several ids).
-        head: predicts codes, in place of one softmax.
+        head: predicts codes in place of one softmax, and embeds them, as `head.embed`.
         final_norm: normalise what the head reads.
     """
 
@@ -85,24 +84,23 @@ class GPT(NextToken):
         drop_path: float = 0.0,
         init_std: float = 0.02,
         zero_init_head: bool = True,
-        embed: nn.Module | None = None,
         head: Head | None = None,
         final_norm: bool = True,
     ) -> None:
         super().__init__()
         self.spec = CodeSpec.of(spec)
-        if embed is None or head is None:
+        if head is None:
             self._require_single_ids()
         if adaln not in ("none", "block", "shared"):
             raise UserError(f"Unknown adaln {adaln!r}; use none, block or shared.")
         self.plan = Plan.raster(self.spec)
         self.conditioner, self.prefix_length = conditioner, conditioner.length
-        vocab = max((s.vocab_sizes[0] for s in self.spec.segments if s.vocab_sizes), default=0)
-        if embed is None:
-            embed = (
-                Projected(vocab, codebook_dim, dim) if codebook_dim else nn.Embedding(vocab, dim)
-            )
-        self.embed = embed
+        self.embed: nn.Module | None = None
+        if head is None:
+            vocab = max(s.vocab_sizes[0] for s in self.spec.segments)
+            table = Projected(vocab, codebook_dim, dim) if codebook_dim else None
+            self.embed = table or nn.Embedding(vocab, dim)
+            head = CategoricalHead(dim, vocab)
         # Codes of different segments share the table, so the segment they predict is told apart.
         self.segment_embed = (
             nn.Embedding(len(self.spec.segments), dim) if len(self.spec.segments) > 1 else None
@@ -130,7 +128,7 @@ class GPT(NextToken):
         self.norm: nn.Module = nn.Identity()
         if final_norm:
             self.norm = AdaNorm(dim) if self.adaln else RMSNorm(dim, norm_eps)
-        self.head = head or CategoricalHead(dim, vocab)
+        self.head = head
         self.rope_table: Tensor
         self.register_buffer(
             "rope_table",
@@ -185,7 +183,9 @@ class GPT(NextToken):
         return self.dropout(tokens)
 
     def _embed(self, codes: Tensor, steps: Tensor, order: Tensor | None) -> Tensor:
-        x = self.embed(codes)
+        table = self.head.embed if self.embed is None else self.embed
+        assert isinstance(table, nn.Module)
+        x = table(codes)
         if self.segment_embed is not None:
             following = (steps + 1).clamp(max=self.spec.length - 1)
             x = x + self.segment_embed(self.segment_of[following])

@@ -104,11 +104,23 @@ def guide(params: Tensor, weight: Weight) -> Tensor:
             "one takes a single weight."
         )
     if isinstance(weight, Tensor):
-        weight = weight.reshape(*weight.shape, *(1,) * (params.ndim - 2))
+        weight = weight.reshape(*weight.shape, *(1,) * (params.ndim - max(2, weight.ndim)))
         return torch.where(weight == 1.0, cond, null + weight * (cond - null))
     if weight == 1.0:
         return cond
     return null + weight * (cond - null)
+
+
+def filter_of(filters: Filter, sub_token: int) -> Filter:
+    """Return the filter of one sub-token, where `filters` holds one for each."""
+    each = getattr(filters, "sub_tokens", ())
+    if not each:
+        return filters
+    if sub_token >= len(each):
+        raise UserError(
+            f"Filters were given for {len(each)} sub-tokens, but there are more; give one for each."
+        )
+    return each[sub_token]
 
 
 def draw_categorical(logits: Tensor, uniform: Tensor) -> Tensor:
