@@ -20,7 +20,7 @@ VARIANCES = ("learned_range", "fixed_large", "fixed_small")
 
 def cosine_betas(steps: int, *, largest: float = 0.999) -> Tensor:
     """Return betas (steps,) whose cumulative alphas follow a squared cosine, float64."""
-    edges = torch.arange(steps + 1, dtype=torch.float64) / steps
+    edges = torch.arange(steps + 1, dtype=torch.float64, device="cpu") / steps
     kept = torch.cos((edges + 0.008) / 1.008 * math.pi / 2).square()
     return (1 - kept[1:] / kept[:-1]).clamp(max=largest)
 
@@ -28,7 +28,7 @@ def cosine_betas(steps: int, *, largest: float = 0.999) -> Tensor:
 def linear_betas(steps: int) -> Tensor:
     """Return betas (steps,) that rise linearly, 1e-4 to 0.02 at 1000 steps, float64."""
     scale = 1000 / steps
-    return torch.linspace(scale * 1e-4, scale * 0.02, steps, dtype=torch.float64)
+    return torch.linspace(scale * 1e-4, scale * 0.02, steps, dtype=torch.float64, device="cpu")
 
 
 def spaced_timesteps(steps: int, spacing: str | int | None) -> list[int]:

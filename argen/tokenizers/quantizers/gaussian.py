@@ -71,6 +71,8 @@ class Gaussian(Quantizer):
         super().__init__()
         if not 0 <= momentum <= 1:
             raise UserError(f"momentum={momentum} must lie in [0, 1]; 0 keeps the statistics.")
+        if min([std] if isinstance(std, int | float) else std) <= 0:
+            raise UserError(f"The std of the latents must be positive, not {std}.")
         self.dim, self.variational, self.momentum = dim, variational, momentum
         self.mean: Tensor
         self.std: Tensor
