@@ -1,12 +1,12 @@
 """Distances between pictures as a trained network sees them.
 
-Each takes two batches (B, 3, H, W) in [-1, 1] and gives the mean distance, a scalar with gradients
-for both. The networks are frozen, never in training mode, and no part of a checkpoint.
+Each takes a batch and its target (B, 3, H, W) in [-1, 1] and gives the mean distance, a scalar with
+gradients for the batch alone. The networks are frozen, never in training mode, and not saved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,9 @@ class LPIPS(Frozen):
             raise UserError(
                 f"LPIPS needs pictures of at least 16 px, not {images.shape[2]}x{images.shape[3]}."
             )
-        ours, theirs = (self.vgg((x - self.shift) / self.scale) for x in (images, target))
+        with torch.no_grad():
+            theirs = self.vgg((target - self.shift) / self.scale)
+        ours = self.vgg((images - self.shift) / self.scale)
         distance = images.new_zeros(())
         for i, (a, b) in enumerate(zip(ours, theirs)):
             difference = (unit_channels(a) - unit_channels(b)).square()  # B C h w
@@ -132,18 +134,73 @@ class LPIPS(Frozen):
         return distance
 
 
-class FeatureDistance(Frozen):
-    """The form of LPIPS over any frozen network, without calibration: all channels count alike.
-
-    For each tapped map: squared distance of unit-length feature vectors, mean over pixels; the
-    mean over maps lies in [0, 4].
+class TappedNetwork(Frozen):
+    """The outputs of some parts of a frozen network, for pictures in [-1, 1].
 
     Args:
         network: takes pictures normalised by `mean` and `std`.
-        taps: names of submodules whose output (B, C, h, w) is compared.
+        taps: names of its submodules.
         mean: subtracted from pictures in [0, 1], per channel.
         std: they are then divided by it.
-        size: smaller pictures are enlarged so that the shorter side has at least this many pixels.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        taps: Sequence[str],
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        known = [name for name, _ in network.named_modules() if name]
+        missing = [tap for tap in taps if tap not in known]
+        if missing or not taps:
+            raise UserError(
+                f"{type(network).__name__} has no part {', '.join(missing) or '(none given)'}; "
+                f"taps are names such as {', '.join(known[:3])}."
+            )
+        self.network, self.taps = network, tuple(taps)
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.freeze()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return what each tapped part gives for images (B, 3, H, W), in the order of the taps."""
+        found: dict[str, Tensor] = {}
+
+        def keeper(tap: str) -> Callable[[nn.Module, Any, Tensor], None]:
+            def keep(_: nn.Module, __: Any, output: Tensor) -> None:
+                found[tap] = output
+
+            return keep
+
+        # For this pass only: a hook kept by the network would outlive copies of this module.
+        hooks = [
+            self.network.get_submodule(tap).register_forward_hook(keeper(tap)) for tap in self.taps
+        ]
+        try:
+            self.network(((images + 1) / 2 - self.mean) / self.std)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [found[tap] for tap in self.taps]
+
+
+class FeatureDistance(Frozen):
+    """The form of LPIPS over any frozen network, without calibration: all channels count alike.
+
+    For each tapped map (B, C, h, w): squared distance of unit-length feature vectors, mean over
+    pixels; the mean over maps lies in [0, 4].
+
+    Args:
+        network: see `TappedNetwork`, as for what follows.
+        taps: the parts whose maps are compared.
+        mean: of the pictures.
+        std: of the pictures.
+        size: smaller pictures are enlarged until the shorter side has this many pixels.
     """
 
     def __init__(
@@ -156,18 +213,7 @@ class FeatureDistance(Frozen):
         size: int = 0,
     ) -> None:
         super().__init__()
-        known = dict(network.named_modules())
-        missing = [tap for tap in taps if tap not in known]
-        if missing or not taps:
-            raise UserError(
-                f"{type(network).__name__} has no part {', '.join(missing) or '(none given)'}; "
-                f"taps are names such as {', '.join(list(known)[1:4])}."
-            )
-        self.network, self.taps, self.size = network, tuple(taps), size
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.tapped, self.size = TappedNetwork(network, taps=taps, mean=mean, std=std), size
         self.freeze()
 
     def maps(self, images: Tensor) -> list[Tensor]:
@@ -175,26 +221,15 @@ class FeatureDistance(Frozen):
         short = min(images.shape[2:])
         if short < self.size:
             images = F.interpolate(images, scale_factor=self.size / short, mode="bilinear")
-        found: list[Tensor] = []
-        # For this pass only: a hook kept by the network would outlive copies of this module.
-        hooks = [
-            self.network.get_submodule(tap).register_forward_hook(
-                lambda _, __, output: found.append(output)
-            )
-            for tap in self.taps
-        ]
-        try:
-            self.network(((images + 1) / 2 - self.mean) / self.std)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return found
+        return self.tapped(images)
 
     def forward(self, images: Tensor, target: Tensor) -> Tensor:
         """Return the mean distance of two batches, a scalar."""
+        with torch.no_grad():
+            wanted = self.maps(target)
         distances = [
             (unit_channels(a) - unit_channels(b)).square().sum(1).mean()
-            for a, b in zip(self.maps(images), self.maps(target))
+            for a, b in zip(self.maps(images), wanted)
         ]
         return torch.stack(distances).mean()
 
@@ -210,14 +245,14 @@ class ConvNeXtDistance(Frozen):
         CheckpointError: if the file is missing or holds something else.
     """
 
-    def __init__(self, *, weights: str | Path, size: int = 224) -> None:
+    def __init__(self, *, weights: str | Path | None, size: int = 224) -> None:
         super().__init__()
         from torchvision.models import convnext_small
 
-        if not Path(weights).is_file():
+        if not weights or not Path(weights).is_file():
             raise CheckpointError(
-                f"There are no ConvNeXt-S weights at {weights}: download {CONVNEXT_SOURCE} and "
-                "give its place."
+                f"The ConvNeXt distance needs its weights, and {weights or 'no file'} was given: "
+                f"download {CONVNEXT_SOURCE} and give its place."
             )
         self.size = size
         self.network = convnext_small(weights=None)
@@ -235,7 +270,9 @@ class ConvNeXtDistance(Frozen):
 
     def forward(self, images: Tensor, target: Tensor) -> Tensor:
         """Return the mean distance of two batches, a scalar."""
-        return F.mse_loss(self.logits(images), self.logits(target))
+        with torch.no_grad():
+            wanted = self.logits(target)
+        return F.mse_loss(self.logits(images), wanted)
 
 
 def _load(module: nn.Module, weights: Any, *, source: str, network: str) -> None:
