@@ -33,7 +33,7 @@ class Draft:
     """Guessed codes of the next positions.
 
     Attributes:
-        codes: (B, k, G).
+        codes: sub-tokens (B, k, G).
         laws: (B, k, G, V), what each was drawn from.
         width_B: how many of the k are there in each row.
     """
@@ -157,8 +157,7 @@ class JacobiDrafter(Drafter):
         self, generator: Generator, cond: Cond, *, guidance: Guidance, filters: Filters, k: int
     ) -> Carried:
         """Return a memory of no drafts."""
-        segments, B = generator.spec.segments, len(cond)
-        sizes = tuple(max(v) for v in zip(*(s.vocab_sizes for s in segments)))
+        sizes, B = generator.head.id_sizes, len(cond)
         dtype, device = law_type(generator)
         codes = torch.zeros(B, 1, len(sizes), dtype=torch.long, device=device)
         laws = uniform_laws(sizes, dtype, device).expand(B, 1, -1, -1)
@@ -288,13 +287,14 @@ class ModelDrafter(Drafter):
         number: int,
     ) -> Draft:
         """Draw k codes one after another, none of them committed yet."""
-        head, G = self.generator.head, self.generator.spec.sub_tokens
+        head = self.generator.head
+        G = len(head.id_sizes)
         codes = torch.zeros(len(width_B), k, G, dtype=torch.long, device=width_B.device)
         laws = [codes.new_zeros(len(width_B), 0, G, 1)]
         guided = memory.weight_L is not None
         for i in range(k):
-            before = codes[:, :i] if G > 1 else codes[:, :i, 0]
-            params = self.generator.predict(memory.state, twice(before, guided) if i else None)
+            before = twice(head.to_codes(codes[:, :i]), guided) if i else None
+            params = self.generator.predict(memory.state, before)
             step = memory.length_B[:, None] + i
             law = Laws(head, params[:, -1:], step, memory.weight_L, memory.filters)
             for g in range(G):
@@ -312,7 +312,7 @@ class ModelDrafter(Drafter):
     def observe(self, memory: DraftModel, verdict: Verdict) -> DraftModel:
         """Commit what became final."""
         guided = memory.weight_L is not None
-        codes = verdict.codes if verdict.codes.shape[-1] > 1 else verdict.codes[..., 0]
+        codes = self.generator.head.to_codes(verdict.codes)
         self.generator.commit(
             memory.state, twice(codes, guided), counts=twice(verdict.matched_B, guided)
         )

@@ -131,11 +131,8 @@ def enumerate_decoder(
         scripted: makes the stand-in for the draws of a pass.
     """
     decoder.check(generator)
-    L, G, V = (
-        generator.spec.length,
-        generator.spec.sub_tokens,
-        generator.spec.segments[0].vocab_sizes[0],
-    )
+    L, sizes = generator.spec.length, generator.head.id_sizes
+    G, V = len(sizes), max(sizes)
     run = decoder.begin(generator, cond, guidance=guidance, filters=filters)
     weight = torch.ones(len(cond), dtype=torch.float64) / len(cond)
     joint = torch.zeros(V ** (L * G), dtype=torch.float64)
@@ -153,7 +150,7 @@ def enumerate_decoder(
         waiting = []
         for run, weight in ended:
             done = run.length_B >= L
-            symbols = decoder.codes(generator, run).reshape(len(weight), -1)
+            symbols = run.codes[:, :L][:, run.order_L.argsort()].reshape(len(weight), -1)
             joint.index_add_(0, (symbols * place).sum(-1)[done], weight[done])
             if not bool(done.all()):
                 waiting.append(_merged(run, weight, (~done).nonzero()[:, 0]))

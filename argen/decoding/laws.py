@@ -11,7 +11,7 @@ from torch import Tensor
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.generators.base import Generator
-from argen.generators.heads import Head, guide
+from argen.generators.heads import Head, filter_of, guide
 
 
 def twice(rows: Tensor, guided: bool) -> Tensor:
@@ -26,7 +26,7 @@ def law_type(generator: Generator) -> tuple[torch.dtype, torch.device]:
 
 
 def guidance_weights(guidance: Guidance, generator: Generator) -> Tensor | None:
-    """Return the guidance weight of every step (L,), or None when guidance is off."""
+    """Return the guidance weight of every step, (L,) or (L, G), or None when guidance is off."""
     if not guidance.active:
         return None
     dtype, device = law_type(generator)
@@ -42,7 +42,7 @@ class Laws:
         head: the generator's head.
         params: what `predict` returned, (R, n, ...).
         steps: step of each position (B, n); those past the end mean nothing.
-        weight_L: guidance weight of each step, or None.
+        weight_L: guidance weight of each step, (L,) or (L, G), or None.
         filters: logit filters.
     """
 
@@ -60,20 +60,26 @@ class Laws:
             self.weight_Bn = weight_L[steps.clamp(max=len(weight_L) - 1)]
         self._single: Tensor | None = None
 
-    def logits(self, codes: Tensor) -> Tensor:
-        """Return guided logits (B, n, G, V), before the filters, given `codes` (B, n, G)."""
-        codes = twice(codes, self.weight_Bn is not None)
+    def logits(self, ids: Tensor) -> Tensor:
+        """Return guided logits (B, n, G, V), before the filters, given `ids` (B, n, G)."""
+        codes = twice(self.head.to_codes(ids), self.weight_Bn is not None)
         return guide(self.head.conditional(self.params, codes), self.weight_Bn)
 
-    def given(self, codes: Tensor) -> Tensor:
-        """Return the law (B, n, G, V) of each sub-token given those before it in `codes`.
+    def given(self, ids: Tensor) -> Tensor:
+        """Return the law (B, n, G, V) of each sub-token given those before it in `ids`.
 
         Args:
-            codes: (B, n, G); the last sub-token is not looked at, so with G = 1 nothing is.
+            ids: (B, n, G); the last sub-token is not looked at, so with G = 1 nothing is.
         """
         if self._single is not None:
             return self._single
-        law = torch.softmax(self.filters(self.logits(codes)), dim=-1)
-        if codes.shape[-1] == 1:
+        logits = self.logits(ids)
+        if self.filters.sub_tokens:
+            each = [filter_of(self.filters, g)(logits[:, :, g]) for g in range(ids.shape[-1])]
+            logits = torch.stack(each, dim=2)
+        else:
+            logits = self.filters(logits)
+        law = torch.softmax(logits, dim=-1)
+        if ids.shape[-1] == 1:
             self._single = law
         return law

@@ -36,7 +36,7 @@ class Progress:
     Attributes:
         state: the generator's own.
         memory: the drafter's own.
-        codes: (B, L + n, G) in the order they are drawn; final below `length_B`.
+        codes: sub-tokens (B, L + n, G) in the order they are drawn; final below `length_B`.
         length_B: final codes.
         width_B: drafts of each row in the next pass.
         k: the largest of them, on the host.
@@ -159,14 +159,14 @@ class LookAhead(Decoder):
             assert run.verdict is not None
             accepted.append(run.verdict.matched_B)
             if observer is not None:
-                observer(*self._finished(run, generator.spec.sub_tokens))
+                observer(*self._finished(run, generator.head))
         return DecodeResult(self.codes(generator, run), len(accepted), torch.stack(accepted))
 
     def begin(
         self, generator: Generator, cond: Cond, *, guidance: Guidance, filters: Filters
     ) -> Progress:
         """Return a run of B = len(cond) samples with nothing drawn yet."""
-        L, G, B = generator.spec.length, generator.spec.sub_tokens, len(cond)
+        L, G, B = generator.spec.length, len(generator.head.id_sizes), len(cond)
         k = self.window - 1
         _, device = law_type(generator)
         order = [position for group in generator.plan.groups for position in group]
@@ -204,13 +204,14 @@ class LookAhead(Decoder):
         draft = self.drafter.propose(
             run.memory, run.width_B, k, positions[:, :k], draws, run.number
         )
-        fed = _plain(draft.codes)
+        fed = generator.head.to_codes(draft.codes)
         params = generator.predict(run.state, twice(fed, guided) if k else None)
         laws = Laws(generator.head, params, steps, run.weight_L, run.filters)
         codes, law, matched_B = self.verify(draft, laws, positions, draws, run.number)
         matched_B = torch.where(run.length_B < L, matched_B, 0)
         verdict = Verdict(draft, run.length_B, codes, law, matched_B)
-        generator.commit(run.state, twice(_plain(codes), guided), counts=twice(matched_B, guided))
+        new = twice(generator.head.to_codes(codes), guided)
+        generator.commit(run.state, new, counts=twice(matched_B, guided))
         after_B = run.length_B + matched_B
         width_B = self._widths(run.length_B, after_B, L)
         # The one thing the host must know: how far the next pass reaches.
@@ -231,7 +232,7 @@ class LookAhead(Decoder):
     def codes(self, generator: Generator, run: Progress) -> Tensor:
         """Return the codes (B, L) or (B, L, G) in the tokenizer's order."""
         drawn = run.codes[:, : generator.spec.length]
-        return _plain(drawn[:, run.order_L.argsort()])
+        return generator.head.to_codes(drawn[:, run.order_L.argsort()])
 
     def _widths(self, before_B: Tensor, length_B: Tensor, codes: int) -> Tensor:
         """Return how many drafts each row takes in the next pass; the last code needs none.
@@ -314,7 +315,7 @@ class LookAhead(Decoder):
             )
         return codes, laws.given(codes), accepted_B + 1
 
-    def _finished(self, run: Progress, subs: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _finished(self, run: Progress, head: Head) -> tuple[Tensor, Tensor, Tensor]:
         """Return positions (B, n), codes and guided logits that the last pass made final."""
         verdict = run.verdict
         assert verdict is not None
@@ -323,8 +324,8 @@ class LookAhead(Decoder):
         steps = verdict.start_B[:, None] + slots
         positions = run.order_L[steps.clamp(max=len(run.order_L) - 1)]
         positions = torch.where(slots < verdict.matched_B[:, None], positions, -1)
-        logits = run.logits if subs > 1 else run.logits[:, :, 0]
-        return positions, _plain(verdict.codes), logits
+        logits = run.logits[:, :, 0] if len(head.id_sizes) == 1 else run.logits
+        return positions, head.to_codes(verdict.codes), logits
 
 
 class Speculative(LookAhead):
@@ -342,11 +343,6 @@ class Speculative(LookAhead):
 
     def __init__(self, draft: Generator, *, window: int = 5) -> None:
         super().__init__(drafter=ModelDrafter(draft), acceptance=Rejection(), window=window)
-
-
-def _plain(codes: Tensor) -> Tensor:
-    """Drop the axis of one sub-token."""
-    return codes[..., 0] if codes.shape[-1] == 1 else codes
 
 
 def _sub(laws: Tensor, sub: Tensor) -> Tensor:

@@ -43,6 +43,19 @@ class Head(nn.Module, ABC):
         """
         return guide(params, weight)
 
+    @property
+    def id_sizes(self) -> tuple[int, ...]:
+        """Vocabulary size of each sub-token, where codes have listed laws."""
+        return ()
+
+    def to_ids(self, codes: Tensor) -> Tensor:
+        """Return the sub-tokens (..., G) of codes (...)."""
+        return codes[..., None]
+
+    def to_codes(self, ids: Tensor) -> Tensor:
+        """Return the codes of sub-tokens (..., G)."""
+        return ids[..., 0]
+
     def conditional(self, params: Tensor, codes: Tensor) -> Tensor:
         """Return the logits (R, n, G, V) of each sub-token given those before it in its code.
 
@@ -50,7 +63,7 @@ class Head(nn.Module, ABC):
 
         Args:
             params: from `forward`, (R, n, ...).
-            codes: long (R, n, G); the last sub-token is not looked at.
+            codes: (R, n, ...); their last sub-token is not looked at.
 
         Raises:
             IncompatibleError: for heads whose codes have no listed law.
@@ -172,6 +185,11 @@ class CategoricalHead(Head):
         return F.cross_entropy(params.flatten(0, 1), target.flatten(), reduction="none").view(
             target.shape
         )
+
+    @property
+    def id_sizes(self) -> tuple[int, ...]:
+        """Number of codes."""
+        return (self.codes,)
 
     def conditional(self, params: Tensor, codes: Tensor) -> Tensor:
         """Return the logits as those of one sub-token, (R, n, 1, V)."""

@@ -100,6 +100,19 @@ class SubTokenHead(Head):
         """Return the cross entropy in nats of codes, summed over sub-tokens, (B, n)."""
         return self.nll(params, target).sum(-1)
 
+    @property
+    def id_sizes(self) -> tuple[int, ...]:
+        """Vocabulary size of each sub-token."""
+        return self.split.sizes
+
+    def to_ids(self, codes: Tensor) -> Tensor:
+        """Return the sub-tokens (..., G) of codes."""
+        return self.split.split(codes)
+
+    def to_codes(self, ids: Tensor) -> Tensor:
+        """Return the codes of sub-tokens (..., G)."""
+        return self.split.join(ids)
+
     def conditional(self, params: Tensor, codes: Tensor) -> Tensor:
         """Return logits (R, n, G, V) of each sub-token given the ones before it in `codes`.
 

@@ -40,6 +40,19 @@ class TableHead(Head):
         """Pass the numbers on; nothing is computed before the lookup."""
         return hidden_BnD
 
+    @property
+    def id_sizes(self) -> tuple[int, ...]:
+        """Vocabulary size of each sub-token."""
+        return (self.vocab_size,) * self.subs
+
+    def to_ids(self, codes: Tensor) -> Tensor:
+        """Return the sub-tokens (..., G) of codes."""
+        return codes if self.subs > 1 else codes[..., None]
+
+    def to_codes(self, ids: Tensor) -> Tensor:
+        """Return the codes of sub-tokens (..., G)."""
+        return ids if self.subs > 1 else ids[..., 0]
+
     def conditional(self, params: Tensor, codes: Tensor) -> Tensor:
         """Return logits (R, n, G, V) of each sub-token given the past and `codes` before it."""
         codes = codes if codes.ndim == 3 else codes[..., None]
