@@ -136,7 +136,7 @@ class Confidence(Decoder):
         count = torch.stack(accepted) if accepted else torch.zeros(0, B, dtype=torch.long)
         return DecodeResult(codes=codes_BL, passes=len(accepted), accepted=count)
 
-    def _weight(self, guidance: Guidance, step: int) -> float | None:
+    def _weight(self, guidance: Guidance, step: int) -> float | tuple[float, ...] | None:
         if guidance.active and self.guide_after:
             return guidance.at((step + 1) / self.steps)
         return guidance.weight(step, self.steps)
