@@ -30,15 +30,13 @@ class Entities:
         coarse: grids of smaller maps that stand before the codes as context. They are averages
             of the codes, so they are drawn too but are no codes themselves.
         grid: (h, w) that coarse maps are averaged from; unused without them.
-        rows: row of each place of the sequence on the finest grid, (S,).
-        columns: its column.
+        places: row and column of each of the S places of the sequence on the finest grid.
     """
 
     groups: tuple[tuple[int, ...], ...]
     coarse: tuple[tuple[int, int], ...]
     grid: tuple[int, int]
-    rows: Tensor
-    columns: Tensor
+    places: tuple[tuple[float, float], ...]
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -52,8 +50,7 @@ class Entities:
 
     def numbers(self) -> Tensor:
         """Return the number of each place's entity, long (S,)."""
-        lengths = torch.tensor(self.lengths)
-        return torch.arange(len(lengths)).repeat_interleave(lengths)
+        return torch.tensor([e for e, n in enumerate(self.lengths) for _ in range(n)])
 
     def order(self) -> Tensor:
         """Return the position of each code of the sequence, long (L,)."""
@@ -111,13 +108,11 @@ def entities(spec: CodeSpec, kind: str = "cell", size: int | None = None) -> Ent
                 "scales; leave it out."
             )
     before = [place for shape in coarse for place in _places(shape, finest)]
-    where = torch.tensor(before + places, dtype=torch.float32, device="cpu")
     return Entities(
         groups=tuple(tuple(group) for group in groups),
         coarse=tuple(coarse),
         grid=finest,
-        rows=where[:, 0],
-        columns=where[:, 1],
+        places=tuple(before + places),
     )
 
 

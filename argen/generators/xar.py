@@ -159,10 +159,9 @@ class XAR(Generator):
         self.second_rope: Tensor
         self.entity_of: Tensor
         self.order: Tensor
+        places = torch.tensor(self.entities.places)  # S 2
         for name, count in (("first_rope", heads), ("second_rope", second_heads)):
-            table = rope_table_at(
-                self.entities.rows, self.entities.columns, dim // count, base=rope_base
-            )
+            table = rope_table_at(places[:, 0], places[:, 1], dim // count, base=rope_base)
             self.register_buffer(name, table, persistent=False)
         self.register_buffer("entity_of", self.entities.numbers(), persistent=False)
         self.register_buffer("order", self.entities.order(), persistent=False)
