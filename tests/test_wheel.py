@@ -1,0 +1,61 @@
+"""An installed wheel carries the configs and finds them outside a checkout."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import argen
+from argen.configs import preset_names
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out)]
+    done = subprocess.run(
+        [*command, str(ROOT)], capture_output=True, text=True, check=False, cwd=out
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = out.glob("*.whl")
+    return path
+
+
+def test_contents(wheel):
+    assert wheel.name == f"argen-{argen.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        entry = archive.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
+    configs = {
+        f"argen/_configs/{path.relative_to(ROOT / 'configs').as_posix()}"
+        for path in (ROOT / "configs").rglob("*.yaml")
+    }
+    assert "argen/_configs/train.yaml" in configs
+    assert configs <= names
+    packages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "argen").rglob("*.py")}
+    assert packages <= names
+    assert any(n.endswith("licenses/LICENSE") for n in names)
+    assert any(n.endswith("licenses/NOTICE") for n in names)
+    assert not [n for n in names if n.startswith(("tests/", "tools/"))]
+    assert "argen = argen.cli:main" in entry
+
+
+def test_installed_configs_are_found(wheel, tmp_path):
+    target = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*install, "--target", str(target), str(wheel)], check=True, cwd=tmp_path)
+    code = (
+        f"import sys; sys.path.insert(0, {str(target)!r}); "
+        "import argen.configs as c; print(c.config_dir()); print(*c.preset_names('tokenizer'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    directory, names = done.stdout.splitlines()
+    assert Path(directory) == target / "argen" / "_configs"
+    assert (Path(directory) / "train.yaml").is_file()
+    assert names.split() == preset_names("tokenizer")
