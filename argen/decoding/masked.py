@@ -16,7 +16,9 @@ from argen.errors import IncompatibleError, UserError
 from argen.generators.any_order import AnyOrderGenerator
 from argen.generators.base import Generator
 from argen.generators.conditioning import Cond
+from argen.generators.halton import halton_order
 from argen.layers.noise import Noise
+from argen.spec import CodeSpec
 
 
 def cosine_counts(length: int, steps: int) -> list[int]:
@@ -48,14 +50,18 @@ class Masked(Decoder):
 
     Args:
         steps: number of passes; as many as there are unknown codes when None.
+        order: `random`, or `halton`: codes of one pass lie far apart, so that they depend little
+            on one another (arXiv 2503.17076); every sample starts elsewhere in that order.
     """
 
     exact = True
 
-    def __init__(self, steps: int | None = None) -> None:
+    def __init__(self, steps: int | None = None, *, order: str = "random") -> None:
         if steps is not None and steps < 1:
             raise UserError(f"steps={steps}: decoder `masked` needs at least one pass.")
-        self.steps = steps
+        if order not in ("random", "halton"):
+            raise UserError(f"Unknown order {order!r} of decoder `masked`; use random or halton.")
+        self.steps, self.order = steps, order
 
     def check(self, generator: Generator) -> None:
         """Raise if the generator has a fixed order."""
@@ -97,7 +103,7 @@ class Masked(Decoder):
         rows, device = guidance.rows(generator, cond), next(generator.parameters()).device
         copies = len(rows) // B
         state = generator.start(rows)
-        rank_BL = noise.uniform(torch.arange(L), use=ORDER).to(device).expand(B, L).clone()
+        rank_BL = self._rank(generator.spec, noise).to(device).expand(B, L).clone()
         positions_parts, code_parts, given = [], [], 0
         if known is not None:
             full = Known.at(*known, spec=generator.spec, batch=B, device=device)
@@ -127,6 +133,14 @@ class Masked(Decoder):
         where_BL, codes = torch.cat(positions_parts, dim=1), torch.cat(code_parts, dim=1)
         index = where_BL.argsort(dim=-1).view(B, L, *(1,) * (codes.ndim - 2))
         return DecodeResult(codes=codes.gather(1, index.expand_as(codes)), passes=len(counts))
+
+    def _rank(self, spec: CodeSpec, noise: Noise) -> Tensor:
+        """Return numbers in [0, 1) that order the positions, (B, L)."""
+        if self.order == "random":
+            return noise.uniform(torch.arange(spec.length), use=ORDER)
+        start_B1 = noise.uniform(torch.zeros(1, dtype=torch.long), use=ORDER)
+        place_L = torch.tensor(halton_order(spec)).argsort().to(start_B1) / spec.length
+        return (place_L + start_B1) % 1.0
 
 
 def repeat(x: Tensor, copies: int) -> Tensor:

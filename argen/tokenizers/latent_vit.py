@@ -40,7 +40,7 @@ def vit_blocks(dim: int, heads: int, layers: int) -> nn.ModuleList:
     )
 
 
-def init_truncated(module: nn.Module, *, std: float = 0.02) -> None:
+def init_truncated(module: nn.Module, *, std: float) -> None:
     """Give every linear, convolution and embedding inside truncated normal weights, zero biases."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d | nn.Embedding):
@@ -60,6 +60,8 @@ class LatentEncoder(nn.Module):
         dim: model width D.
         layers: number of blocks.
         heads: attention heads.
+        init_std: standard deviation of the initial weights. The published 0.02 suits wide networks;
+            narrow ones start blind to the picture with it.
         legacy_layout: read the (K, D) buffer of the latent tokens as (D, K) before the last layer,
             which mixes the latents; the released two-stage models were trained that way.
     """
@@ -74,6 +76,7 @@ class LatentEncoder(nn.Module):
         dim: int,
         layers: int,
         heads: int,
+        init_std: float = 0.02,
         legacy_layout: bool = False,
     ) -> None:
         super().__init__()
@@ -89,7 +92,7 @@ class LatentEncoder(nn.Module):
         self.blocks = vit_blocks(dim, heads, layers)
         self.norm_out = nn.LayerNorm(dim)
         self.out = nn.Linear(dim, out_channels)
-        init_truncated(self)
+        init_truncated(self, std=init_std)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, 3, H, W) to latents (B, K, out_channels)."""
@@ -152,6 +155,7 @@ class LatentDecoder(nn.Module):
         text_dim: width F of text features that are read beside the latents (TA-TiTok,
             arXiv 2501.07730); 0 for none.
         text_length: number of text features T.
+        init_std: as in `LatentEncoder`.
     """
 
     def __init__(
@@ -167,6 +171,7 @@ class LatentDecoder(nn.Module):
         proxy_codes: int = 0,
         text_dim: int = 0,
         text_length: int = 77,
+        init_std: float = 0.02,
     ) -> None:
         super().__init__()
         self.grid = patch_grid(image_size, patch)
@@ -186,7 +191,7 @@ class LatentDecoder(nn.Module):
             if proxy_codes
             else PixelHead(dim, patch, self.grid)
         )
-        init_truncated(self)
+        init_truncated(self, std=init_std)
 
     def forward(self, z_BnC: Tensor, text_BTF: Tensor | None = None) -> Tensor:
         """Map latents (B, n, C), n <= K, to images (B, 3, H, W) or logits (B, h, w, codes)."""

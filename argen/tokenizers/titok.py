@@ -40,6 +40,8 @@ class TiTok(Tokenizer):
         proxy: the 2-D tokenizer whose codes the decoder predicts.
         second_stage: train pixels through the proxy, see above.
         any_length: decode any prefix of the K tokens.
+        emit: how many leading tokens are codes, where not all K, with `any_length`: a shorter
+            sequence for generators, at the price of detail.
         tail_drop: in training, keep a random number of leading tokens, one number a batch:
             `uniform` in 1..K, or `powers`: 1, 2, 4, ... and K; needs `any_length`.
     """
@@ -54,12 +56,14 @@ class TiTok(Tokenizer):
         proxy: ProxyCodes | None = None,
         second_stage: bool = False,
         any_length: bool = False,
+        emit: int | None = None,
         tail_drop: TailDrop = "none",
     ) -> None:
         super().__init__()
         self.encoder, self.decoder, self.quantizer = encoder, decoder, quantizer
         self.proxy, self.second_stage = proxy, second_stage
         self.any_length, self.tail_drop = any_length, tail_drop
+        self.emit = encoder.latents if emit is None else emit
         self.image_size, self.factor = as_size(image_size), encoder.factor
         self._check_parts()
         if second_stage:
@@ -101,6 +105,11 @@ class TiTok(Tokenizer):
             raise UserError(f"Unknown tail_drop {self.tail_drop!r}; use none, uniform or powers.")
         if self.tail_drop != "none" and not self.any_length:
             raise UserError("tail_drop trains for shorter codes: set any_length=true with it.")
+        K = self.encoder.latents
+        if not 1 <= self.emit <= K or (self.emit < K and not self.any_length):
+            raise UserError(
+                f"emit={self.emit} must lie in 1..{K}, and be {K} unless any_length is true."
+            )
 
     def train(self, mode: bool = True) -> TiTok:
         """Set training mode, except for the parts that stand still."""
@@ -114,8 +123,8 @@ class TiTok(Tokenizer):
 
     @property
     def spec(self) -> CodeSpec:
-        """One row of K codes."""
-        return self._spec(self.encoder.latents)
+        """One row of `emit` codes."""
+        return self._spec(self.emit)
 
     def _spec(self, length: int) -> CodeSpec:
         segment: Segment = self.quantizer.segment((1, length))
@@ -138,9 +147,9 @@ class TiTok(Tokenizer):
     def encode(
         self, images: Tensor, *, noise: Noise | None = None, text: Tensor | None = None
     ) -> Tensor:
-        """Return ids (B, K), or floats (B, K, C); text plays no part here."""
+        """Return ids (B, K), or floats (B, K, C), or `emit` of them; text plays no part here."""
         self.check_images(images)
-        return self.quantizer.encode(self.latents(images), noise=noise)
+        return self.quantizer.encode(self.latents(images), noise=noise)[:, : self.emit]
 
     def decode(
         self,
