@@ -56,7 +56,14 @@ def generator_config(config: Mapping[str, Any]) -> dict[str, Any]:
     side = math.isqrt(length)
     shape = (side, side) if side * side == length else (1, length)
     spec = CodeSpec(
-        "discrete", (Segment(shape, vocab_sizes=(model["vq_model"]["codebook_size"],)),)
+        "discrete",
+        (
+            Segment(
+                shape,
+                vocab_sizes=(model["vq_model"]["codebook_size"],),
+                dim=model["vq_model"].get("token_size", 256),
+            ),
+        ),
     )
     return {
         "_target_": "argen.generators.rar.RAR",
