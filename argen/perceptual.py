@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 
 from argen.evaluation.efficientnet import PIXEL_MEAN, PIXEL_STD, load_efficientnet_lite0
-from argen.tokenizers.perceptual import LPIPS, VGG_SOURCE, FeatureDistance, Frozen
+from argen.tokenizers.lpips import LPIPS, VGG_SOURCE
+from argen.tokenizers.perceptual import FeatureDistance, Frozen
 
 # The last block before each halving, and the last of all: 1/2 to 1/32 of the picture's sides.
 TAPS = ("blocks.0", "blocks.2", "blocks.4", "blocks.10", "blocks.15")

@@ -8,50 +8,19 @@ convolutions have biases, and in the quantiser.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from argen.errors import UserError
 from argen.layers.adaptive_norm import AdaptiveGroupNorm
-from argen.layers.conv import AttentionBlock, Downsample, ResBlock, Upsample, group_norm
+from argen.layers.conv import Downsample, Upsample, group_norm
+from argen.layers.levels import Level, middle
 from argen.layers.noise import Noise
 from argen.spec import CodeSpec
 from argen.tokenizers.base import Tokenizer, TokenizerOutput, as_size
 from argen.tokenizers.quantizers.base import Quantizer
-
-
-class Level(nn.Module):
-    """The blocks of one resolution, each followed by attention where asked, then resampling."""
-
-    def __init__(
-        self, blocks: list[ResBlock], attentions: list[AttentionBlock], resample: nn.Module | None
-    ) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.attentions = nn.ModuleList(attentions)
-        self.resample = resample
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in, h, w) to (B, out, h', w')."""
-        for i, block in enumerate(self.blocks):
-            x = block(x)
-            if len(self.attentions):
-                x = self.attentions[i](x)
-        return x if self.resample is None else self.resample(x)
-
-
-def middle(
-    channels: int, *, blocks: int, attention: bool, bias: bool, dropout: float, norm_groups: int
-) -> nn.Sequential:
-    """Return the blocks at the lowest resolution, with one attention after the first if asked."""
-    parts: list[nn.Module] = [
-        ResBlock(channels, channels, bias=bias, dropout=dropout, norm_groups=norm_groups)
-        for _ in range(blocks)
-    ]
-    if attention:
-        parts.insert(1, AttentionBlock(channels, norm_groups=norm_groups))
-    return nn.Sequential(*parts)
 
 
 class Encoder(nn.Module):
@@ -102,37 +71,24 @@ class Encoder(nn.Module):
         self.factor = patch * 2 ** (len(multipliers) - 1)
         count = len(multipliers)
         with_attention = {level % count for level in attention_levels}
+        style: dict[str, Any] = {"bias": bias, "dropout": dropout, "norm_groups": norm_groups}
         self.conv_in = nn.Conv2d(in_channels * patch**2, channels, 3, padding=1, bias=bias)
         levels, width = [], channels
         for i, multiplier in enumerate(multipliers):
-            residual, attentions = [], []
-            for _ in range(blocks):
-                residual.append(
-                    ResBlock(
-                        width,
-                        channels * multiplier,
-                        bias=bias,
-                        dropout=dropout,
-                        norm_groups=norm_groups,
-                        shortcut=shortcut,
-                    )
-                )
-                width = channels * multiplier
-                if i in with_attention:
-                    attentions.append(AttentionBlock(width, norm_groups=norm_groups))
-            last = i == count - 1
-            levels.append(
-                Level(residual, attentions, None if last else Downsample(width, kind=downsample))
+            wider = channels * multiplier
+            level = Level(
+                width,
+                wider,
+                blocks=blocks,
+                attention=i in with_attention,
+                resample=Downsample(wider, kind=downsample) if i < count - 1 else None,
+                shortcut=shortcut,
+                **style,
             )
+            levels.append(level)
+            width = wider
         self.levels = nn.ModuleList(levels)
-        self.middle = middle(
-            width,
-            blocks=middle_blocks,
-            attention=middle_attention,
-            bias=bias,
-            dropout=dropout,
-            norm_groups=norm_groups,
-        )
+        self.middle = middle(width, blocks=middle_blocks, attention=middle_attention, **style)
         self.norm_out = group_norm(width, groups=norm_groups)
         self.act_out = nn.SiLU() if out_activation else nn.Identity()
         self.conv_out = nn.Conv2d(width, out_channels, out_kernel, padding=out_kernel // 2)
@@ -195,40 +151,28 @@ class Decoder(nn.Module):
         self.patch = patch
         count = len(multipliers)
         with_attention = {level % count for level in attention_levels}
+        style: dict[str, Any] = {"bias": bias, "dropout": dropout, "norm_groups": norm_groups}
         width = channels * multipliers[-1]
         self.in_channels = in_channels
         self.norm_in = group_norm(in_channels, groups=norm_groups) if in_norm else nn.Identity()
         self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
-        self.middle = middle(
-            width,
-            blocks=middle_blocks,
-            attention=middle_attention,
-            bias=bias,
-            dropout=dropout,
-            norm_groups=norm_groups,
-        )
+        self.middle = middle(width, blocks=middle_blocks, attention=middle_attention, **style)
         levels, adaptive = [], []
         for i in reversed(range(count)):
             if adaptive_norm:
                 adaptive.append(AdaptiveGroupNorm(width, in_channels, groups=norm_groups))
-            residual, attentions = [], []
-            for _ in range(blocks):
-                residual.append(
-                    ResBlock(
-                        width,
-                        channels * multipliers[i],
-                        bias=bias,
-                        dropout=dropout,
-                        norm_groups=norm_groups,
-                        shortcut=shortcut,
-                    )
-                )
-                width = channels * multipliers[i]
-                if i in with_attention:
-                    attentions.append(AttentionBlock(width, norm_groups=norm_groups))
-            levels.append(
-                Level(residual, attentions, None if i == 0 else Upsample(width, kind=upsample))
+            narrower = channels * multipliers[i]
+            level = Level(
+                width,
+                narrower,
+                blocks=blocks,
+                attention=i in with_attention,
+                resample=Upsample(narrower, kind=upsample) if i else None,
+                shortcut=shortcut,
+                **style,
             )
+            levels.append(level)
+            width = narrower
         self.levels, self.adaptive = nn.ModuleList(levels), nn.ModuleList(adaptive)
         self.norm_out = group_norm(width, groups=norm_groups)
         self.act_out = nn.SiLU() if out_activation else nn.Identity()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from argen.build import build
-from argen.interop import llamagen
+from argen.interop import llamagen_objective
 from argen.tokenizers.base import TokenizerOutput
 from argen.tokenizers.objective import Objective
 from replays.fixture import Bound, Fixture
@@ -53,10 +53,10 @@ def _options(fixture: Fixture, name: str) -> dict[str, Any]:
 
 def _objective(fixture: Fixture, options: Mapping[str, Any]) -> Objective:
     """Return the losses; the recorded quantiser terms already have their weights."""
-    config = llamagen.objective_config(options, quantizer=dict.fromkeys(QUANTIZER, 1.0))
+    config = llamagen_objective.objective_config(options, quantizer=dict.fromkeys(QUANTIZER, 1.0))
     objective = build(config)
     objective.discriminator.load_state_dict(
-        llamagen.discriminator_weights(fixture.weights), strict=True
+        llamagen_objective.discriminator_weights(fixture.weights), strict=True
     )
     return objective
 
@@ -68,7 +68,8 @@ def _loss(fixture: Fixture, name: str, last_layer: Tensor, weights: Mapping[str,
     last_layer = last_layer if last_layer.requires_grad else last_layer.clone().requires_grad_()
     # A copy, because the batch norms move their statistics.
     ours = {
-        f"discriminator.{k}": v.clone() for k, v in llamagen.discriminator_weights(weights).items()
+        f"discriminator.{k}": v.clone()
+        for k, v in llamagen_objective.discriminator_weights(weights).items()
     }
     image = fixture["image"]
     images = F.conv2d(fixture["features"], last_layer)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from argen.build import build
-from argen.interop import taming
+from argen.interop import taming, taming_objective
 from argen.interop.base import Imported, StateDict
 from argen.tokenizers.base import TokenizerOutput
 from argen.tokenizers.cnn import CNNTokenizer
@@ -136,8 +136,8 @@ def _gumbel(fixture: Fixture, model: CNNTokenizer) -> dict[str, Tensor]:
 
 def _objective(fixture: Fixture) -> Objective:
     """Return the training losses with a discriminator that has the recorded weights."""
-    objective = build(taming.objective_config(fixture.config))
-    weights = taming.discriminator_weights(fixture.weights)
+    objective = build(taming_objective.objective_config(fixture.config))
+    weights = taming_objective.discriminator_weights(fixture.weights)
     if objective.discriminator is not None:
         objective.discriminator.load_state_dict(weights)
     return objective
@@ -145,7 +145,7 @@ def _objective(fixture: Fixture) -> Objective:
 
 def _convert(weights: Mapping[str, Tensor]) -> StateDict:
     """Translate tokenizer and discriminator, each under its own prefix."""
-    judge = taming.discriminator_weights(weights)
+    judge = taming_objective.discriminator_weights(weights)
     return {f"tokenizer.{k}": v for k, v in taming.tokenizer_weights(weights).items()} | {
         f"objective.discriminator.{k}": v for k, v in judge.items()
     }
