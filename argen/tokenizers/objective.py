@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from argen.errors import UserError, suggest
+from argen.tokenizers.alignment import AlignmentLoss, alignment_scale
 from argen.tokenizers.base import TokenizerOutput
 from argen.tokenizers.losses import (
     DISCRIMINATOR_LOSSES,
@@ -60,6 +61,9 @@ class Objective(nn.Module):
         augment: differentiable augmentation of whatever the discriminator sees.
         consistency_weight: weight of the squared difference between the logits of plain and
             augmented pictures (balanced consistency, arXiv 2002.04724).
+        alignment: pulls the sampled latents of a KL tokenizer towards features of a frozen
+            network; scaled to the gradient of the reconstruction at the encoder's last layer,
+            before `weights.alignment`.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class Objective(nn.Module):
         r1_every: int = 16,
         augment: nn.Module | None = None,
         consistency_weight: float = 0.0,
+        alignment: AlignmentLoss | None = None,
     ) -> None:
         super().__init__()
         for given, known in (
@@ -98,6 +103,8 @@ class Objective(nn.Module):
         unweighted = [name for name in self.perceptual if name not in self.weights]
         if discriminator is not None and "adversarial" not in self.weights:
             unweighted.append("adversarial")
+        if alignment is not None and "alignment" not in self.weights:
+            unweighted.append("alignment")
         if unweighted:
             raise UserError(f"No weight for {', '.join(unweighted)}; add it to weights.")
         if discriminator is None and self.weights.get("adversarial"):
@@ -118,6 +125,7 @@ class Objective(nn.Module):
         self.lecam, self.lecam_weight = lecam, lecam_weight
         self.r1_weight, self.r1_every = r1_weight, r1_every
         self.augment, self.consistency_weight = augment, consistency_weight
+        self.alignment = alignment
 
     def trains_discriminator(self, step: int) -> bool:
         """Whether the discriminator takes a step."""
@@ -130,6 +138,7 @@ class Objective(nn.Module):
         *,
         step: int,
         last_layer: Tensor | None = None,
+        encoder_layer: Tensor | None = None,
     ) -> tuple[Tensor, Terms]:
         """Return the tokenizer's total and its unweighted, detached terms.
 
@@ -138,15 +147,21 @@ class Objective(nn.Module):
             output: what the tokenizer made of them.
             step: training step.
             last_layer: the tokenizer's `last_layer()`, for the adaptive weight.
+            encoder_layer: its `encoder_last_layer()`, for the scale of the alignment.
 
         Raises:
             UserError: if the tokenizer gives a loss that has no weight.
         """
         with torch.autocast(images.device.type, enabled=False):
-            return self._tokenizer_loss(images.float(), output, step, last_layer)
+            return self._tokenizer_loss(images.float(), output, step, last_layer, encoder_layer)
 
     def _tokenizer_loss(
-        self, images: Tensor, output: TokenizerOutput, step: int, last_layer: Tensor | None
+        self,
+        images: Tensor,
+        output: TokenizerOutput,
+        step: int,
+        last_layer: Tensor | None,
+        encoder_layer: Tensor | None,
     ) -> tuple[Tensor, Terms]:
         reconstruction = output.images.float()
         pixel = {kind: reconstruction_loss(reconstruction, images, kind) for kind in RECONSTRUCTION}
@@ -162,6 +177,10 @@ class Objective(nn.Module):
         seen = self._weighted(pixel, step, images)
         total = seen + self._weighted(output.losses, step, images)
         terms = {**pixel, **output.losses}
+        if self.alignment is not None:
+            pull, aligned = self._align(images, output, seen, encoder_layer)
+            total = total + value_at(self.weights["alignment"], step) * pull
+            terms |= aligned
         strength = self.strength(step) if self.trains_discriminator(step) else 0.0
         if strength:
             adversarial = generator_loss(self._judge(reconstruction), self.generator_form)
@@ -192,6 +211,21 @@ class Objective(nn.Module):
             )
         low, high = self.adaptive_range
         return adaptive_weight(seen, adversarial, last, low=low, high=high)
+
+    def _align(
+        self, images: Tensor, output: TokenizerOutput, seen: Tensor, layer: Tensor | None
+    ) -> tuple[Tensor, Terms]:
+        """Return the scaled alignment loss, and its parts for the log."""
+        assert self.alignment is not None
+        if output.latents is None or layer is None:
+            raise UserError(
+                "The alignment loss needs a tokenizer with sampled latents and an "
+                "encoder_last_layer, such as KLTokenizer; leave alignment out."
+            )
+        value, terms = self.alignment(images, output.latents)
+        balanced = torch.is_grad_enabled() and seen.requires_grad
+        scale = alignment_scale(seen, value, layer) if balanced else value.new_zeros(())
+        return scale * value, {**terms, "alignment_scale": scale}
 
     def _judge(self, reconstruction: Tensor) -> Tensor:
         """Return the logits of reconstructions; no gradient reaches the discriminator."""
