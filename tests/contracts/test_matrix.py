@@ -13,7 +13,7 @@ from shipped import (
     tokenizer_spec,
 )
 
-from argen.build import build
+from argen.build import build, locate
 from argen.configs import preset
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
@@ -26,9 +26,18 @@ ROWS = 2
 
 def reads_tokenizer(name):
     """Say whether a generator preset takes part of its tokenizer, and not only its codes."""
-    from argen.build import locate
-
     return locate(preset("generator", name)["_target_"]).bind is not Generator.bind
+
+
+def representative(name, tokenizer_name):
+    """Return the first tokenizer that is the same to a generator.
+
+    Where only the codes' spec matters, equal specs need one training run.
+    """
+    if reads_tokenizer(name):
+        return tokenizer_name
+    spec = tokenizer_spec(tokenizer_name)
+    return next(other for other in tiny("tokenizer") if tokenizer_spec(other) == spec)
 
 
 @cache
@@ -65,14 +74,7 @@ def trained(name, tokenizer_name):
 @pytest.mark.parametrize("tokenizer_name", tiny("tokenizer"))
 @pytest.mark.parametrize("name", tiny("generator"))
 def test_fits_or_says_why(name, tokenizer_name):
-    representative = tokenizer_name
-    if not reads_tokenizer(name):
-        # Only the codes' spec matters to such a generator, so equal specs need one training run.
-        specs = {}
-        for other in tiny("tokenizer"):
-            specs.setdefault(tokenizer_spec(other), other)
-        representative = specs[tokenizer_spec(tokenizer_name)]
-    result = trained(name, representative)
+    result = trained(name, representative(name, tokenizer_name))
     if isinstance(result, IncompatibleError):
         text = str(result)
         assert len(text) > 40
@@ -88,5 +90,5 @@ def test_fits_or_says_why(name, tokenizer_name):
 
 def test_every_generator_has_a_tokenizer():
     for name in tiny("generator"):
-        results = [trained(name, other) for other in tiny("tokenizer")]
+        results = [trained(name, representative(name, other)) for other in tiny("tokenizer")]
         assert any(isinstance(result, torch.Tensor) for result in results), name
