@@ -58,8 +58,9 @@ class KVCache:
         device: torch.device,
     ) -> None:
         shape = (layers, rows, heads, slots, head_dim)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        # Zeros, not empty memory: a masked slot still takes part in products, as 0 times a number.
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
 
     @property
     def slots(self) -> int:
