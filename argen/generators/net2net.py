@@ -40,8 +40,8 @@ class Net2Net(NextToken):
         dim: model width D.
         layers: number of blocks.
         heads: attention heads.
-        order: order in which codes are drawn, see `grid_order`; several segments are drawn as
-            they come, or in a listed order.
+        order: order in which the codes of each segment are drawn, see `grid_order`; a list names
+            the positions of all of them.
         keep_rate: share of the input codes kept in training; the others are replaced by random
             ones, while the targets stay (`pkeep`).
         vocab_size: rows of the code table and of the head, where they exceed the codes'.
@@ -86,8 +86,8 @@ class Net2Net(NextToken):
         if not 0 < keep_rate <= 1:
             raise UserError(f"keep_rate={keep_rate} must lie in (0, 1]; 1 keeps every input code.")
         self.keep_rate, self.unmasked = keep_rate, unmasked
-        self.order = _order(order, self.spec)
-        steps = range(self.spec.length) if self.order is None else self.order.tolist()
+        steps = _order(order, self.spec)
+        self.order = None if steps == sorted(steps) else torch.tensor(steps)
         self.plan = Plan.in_order(steps)
         self.conditioner, self.prefix_length = conditioner, conditioner.length
         length = conditioner.length + self.spec.length - 1
@@ -172,15 +172,12 @@ class Net2Net(NextToken):
         return self.norm(x_RnD)
 
 
-def _order(order: str | Sequence[int], spec: CodeSpec) -> Tensor | None:
-    """Return positions in the order they are drawn, or None for the tokenizer's own order."""
-    if order == "raster":
-        return None
-    if len(spec.segments) > 1 and isinstance(order, str):
-        raise UserError(
-            f"order={order} is defined on one grid, but {spec.describe()} has "
-            f"{len(spec.segments)}; use order=raster or list the positions."
-        )
-    grid = spec.grid if len(spec.segments) == 1 else (1, spec.length)
-    found = grid_order(order, grid)
-    return None if found == sorted(found) else torch.tensor(found)
+def _order(order: str | Sequence[int], spec: CodeSpec) -> list[int]:
+    """Return positions in the order they are drawn; named orders walk segment after segment."""
+    if not isinstance(order, str):
+        return grid_order(order, (1, spec.length))
+    found: list[int] = []
+    for segment in spec.segments:
+        start = len(found)
+        found += [start + p for p in grid_order(order, segment.shape)]
+    return found

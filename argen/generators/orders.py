@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from argen.errors import UserError, suggest
+from argen.errors import IncompatibleError, UserError, suggest
 
 ORDERS = ("raster", "alternate", "subsample", "zcurve", "spiral_out", "spiral_in", "random")
 
@@ -24,14 +24,17 @@ def grid_order(order: str | Sequence[int], grid: tuple[int, int]) -> list[int]:
         grid: (h, w).
 
     Raises:
-        UserError: for an unknown name, a list that is not a permutation, or a grid that the order
-            is not defined on.
+        UserError: for an unknown name.
+        IncompatibleError: for a list that is not a permutation of the grid, or a grid that the
+            order is not defined on.
     """
     h, w = grid
     if not isinstance(order, str):
         listed = [int(p) for p in order]
         if sorted(listed) != list(range(h * w)):
-            raise UserError(f"An order must hold each position of a {h}x{w} grid exactly once.")
+            raise IncompatibleError(
+                f"An order must hold each of the {h * w} positions of the codes exactly once."
+            )
         return listed
     if order not in ORDERS:
         raise UserError(
@@ -47,7 +50,9 @@ def grid_order(order: str | Sequence[int], grid: tuple[int, int]) -> list[int]:
         outwards = _spiral(h, w)
         return outwards if order == "spiral_out" else outwards[::-1]
     if order == "subsample" and (h != w or h & (h - 1)):
-        raise UserError(f"order=subsample needs a square grid of a power of two, not {h}x{w}.")
+        raise IncompatibleError(
+            f"order=subsample needs a square grid with sides of a power of two, not {h}x{w}."
+        )
     bits = max(h, w).bit_length()
     cells = [(i, j) for i in range(h) for j in range(w)]
     digits = range(bits) if order == "subsample" else reversed(range(bits))

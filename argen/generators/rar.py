@@ -44,8 +44,9 @@ class RAR(NextToken):
         anneal_start: share of the training up to which every sample has a random order.
         anneal_end: share from which all are in raster order; the chance of a random order falls
             linearly in between.
-        position_rows: rows of the two position tables, T + L or more; published tables are longer.
-        step_rows: rows of the table of sequence positions, T + L or more.
+        spare_positions: unused rows at the end of the two position tables; published ones have
+            1022 beyond those of prefix and codes.
+        spare_steps: unused rows at the end of the table of sequence positions (98).
         init_std: standard deviation of the initial weights.
     """
 
@@ -62,8 +63,8 @@ class RAR(NextToken):
         attention_dropout: float = 0.1,
         anneal_start: float = 0.5,
         anneal_end: float = 0.75,
-        position_rows: int | None = None,
-        step_rows: int | None = None,
+        spare_positions: int = 0,
+        spare_steps: int = 0,
         init_std: float = 0.02,
     ) -> None:
         super().__init__()
@@ -83,21 +84,16 @@ class RAR(NextToken):
         self.plan = Plan.raster(self.spec, permutable=True)
         # A class token stands before the condition.
         self.conditioner, self.prefix_length = conditioner, 1 + conditioner.length
-        rows, vocab = (
-            self.prefix_length + self.spec.length,
-            max(s.vocab_sizes[0] for s in self.spec.segments),
-        )
-        for name, given in (("position_rows", position_rows), ("step_rows", step_rows)):
-            if given is not None and given < rows:
-                raise UserError(f"{name}={given} is too few: these codes need {rows} rows.")
+        rows = self.prefix_length + self.spec.length
+        vocab = max(s.vocab_sizes[0] for s in self.spec.segments)
         self.anneal_start, self.anneal_end = anneal_start, anneal_end
         self.random_ratio: Tensor  # A tensor, so that a compiled training step is not rebuilt.
         self.register_buffer("random_ratio", torch.ones(()), persistent=False)
         self.cls_token = nn.Parameter(torch.zeros(dim))
         self.embed = nn.Embedding(vocab, dim)
-        self.positions = nn.Parameter(torch.empty(position_rows or rows, dim))
-        self.targets = nn.Parameter(torch.empty(position_rows or rows, dim))
-        self.steps = nn.Parameter(torch.empty(step_rows or rows, dim))
+        self.positions = nn.Parameter(torch.empty(rows + spare_positions, dim))
+        self.targets = nn.Parameter(torch.empty(rows + spare_positions, dim))
+        self.steps = nn.Parameter(torch.empty(rows + spare_steps, dim))
         self.blocks = nn.ModuleList(
             AdaLNBlock(
                 dim,

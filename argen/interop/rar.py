@@ -14,7 +14,8 @@ from argen.interop.base import Imported, Rule, StateDict, rename, unwrap
 from argen.spec import CodeSpec, Segment
 
 WRAPPERS = ("model", "state_dict", "module")
-SPARE_POSITIONS = 1024  # rows of the position tables beyond the sequence's codes
+# Rows of the tables beyond those of the codes.
+SPARE_POSITIONS, SPARE_STEPS = 1024, 100
 
 RULES: list[Rule] = [
     (r"cls_token", "cls_token"),
@@ -81,8 +82,9 @@ def generator_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "ffn_hidden": network["intermediate_size"],
         "dropout": network.get("dropout", 0.1),
         "attention_dropout": network.get("attn_drop", 0.1),
-        "position_rows": length + SPARE_POSITIONS,
-        "step_rows": length + 100,
+        # Two of the tables' extra rows are those of the class token and the condition.
+        "spare_positions": SPARE_POSITIONS - 2,
+        "spare_steps": SPARE_STEPS - 2,
     }
 
 
