@@ -163,7 +163,7 @@ class VAR(Generator):
             )
         found = cast(Any, tokenizer).spec
         require_same_spec(found, self.spec, found_in="This tokenizer", wanted_by="this generator")
-        self.pyramid = cast(Any, quantizer).frozen().to(self.pos.device)
+        self.pyramid = cast(Any, quantizer).frozen().to(self.pos.device).train(self.training)
 
     def codebook(self) -> Tensor:
         """Return the vectors of all codes, (V, C)."""

@@ -169,7 +169,7 @@ class MultiScaleVQ(Quantizer):
                 module.register_buffer(name, parameter.detach().clone(), persistent=False)
             for name, buffer in list(module.named_buffers(recurse=False)):
                 module.register_buffer(name, buffer, persistent=False)
-        return twin.eval()
+        return twin
 
     def _search(self, r_BnC: Tensor) -> Tensor:
         rows, flat = self.codebook.weight.float(), r_BnC.reshape(-1, self.dim)
