@@ -1,4 +1,4 @@
-"""Binary Latent Diffusion (ZeWang95/BinaryLatentDiffusion, arXiv 2304.04820): the autoencoder."""
+"""Binary Latent Diffusion (ZeWang95/BinaryLatentDiffusion, MIT, arXiv 2304.04820): autoencoder."""
 
 from __future__ import annotations
 

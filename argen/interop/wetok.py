@@ -1,4 +1,4 @@
-"""WeTok (zhuangshaobin/WeTok, Apache-2.0, arXiv 2508.05599): group-wise LFQ, generative decoder."""
+"""WeTok (zhuangshaobin/WeTok, no licence stated, arXiv 2508.05599): LFQ in groups of bits."""
 
 from __future__ import annotations
 
