@@ -25,14 +25,16 @@ class FrozenFeatures(Frozen):
 
     Args:
         network: maps pictures to a map (B, F, h, w), to tokens (B, N, F) of a square grid behind
-            any number of class and register tokens, or to a list whose last entry is one of them.
+            any number of class and register tokens, to a list whose last entry is one of them, or
+            to what models of the transformers library give.
+        dim: width F.
         size: pictures are resized to this side first, bilinearly; 0 leaves them alone.
         leading: tokens before those of the grid, which are dropped.
     """
 
-    def __init__(self, network: nn.Module, *, size: int = 0, leading: int = 1) -> None:
+    def __init__(self, network: nn.Module, *, dim: int, size: int = 0, leading: int = 1) -> None:
         super().__init__()
-        self.network, self.size, self.leading = network, size, leading
+        self.network, self.dim, self.size, self.leading = network, dim, size, leading
         self.freeze()
 
     @torch.no_grad()
@@ -43,10 +45,12 @@ class FrozenFeatures(Frozen):
         found = self.network(images)
         if isinstance(found, list | tuple):
             found = found[-1]
-        if hasattr(found, "last_hidden_state"):  # models of the transformers library
-            found = found.last_hidden_state
+        shuffled = getattr(found, "ids_restore", None)  # masked autoencoders mix the tokens up
+        found = getattr(found, "last_hidden_state", found)
         if found.ndim == 3:
             tokens = found[:, self.leading :]
+            if shuffled is not None:
+                tokens = tokens.gather(1, shuffled[..., None].expand_as(tokens))
             side = round(tokens.shape[1] ** 0.5)
             if side * side != tokens.shape[1]:
                 raise UserError(
@@ -65,9 +69,8 @@ class AlignmentLoss(nn.Module):
     in both. Differences below the margins cost nothing.
 
     Args:
-        features: maps pictures in [-1, 1] to (B, F, h, w), see `FrozenFeatures`.
+        features: maps pictures in [-1, 1] to (B, F, h, w).
         latent_dim: latent channels C.
-        feature_dim: feature channels F.
         project: `latent` maps latents to F channels without a bias; `features` maps features to
             C channels with one.
         cosine_margin: m in relu(1 - m - cos).
@@ -78,10 +81,9 @@ class AlignmentLoss(nn.Module):
 
     def __init__(
         self,
-        features: nn.Module,
+        features: FrozenFeatures,
         *,
         latent_dim: int,
-        feature_dim: int,
         project: str = "latent",
         cosine_margin: float = 0.0,
         distance_margin: float = 0.0,
@@ -92,7 +94,7 @@ class AlignmentLoss(nn.Module):
         if project not in ("latent", "features"):
             raise UserError(f"Unknown projection {project!r}; use latent or features.")
         self.features, self.project = features, project
-        into_features = project == "latent"
+        into_features, feature_dim = project == "latent", features.dim
         self.projection = nn.Conv2d(
             latent_dim if into_features else feature_dim,
             feature_dim if into_features else latent_dim,
