@@ -54,6 +54,8 @@ class Net2Net(NextToken):
         init_std: standard deviation of the initial weights.
     """
 
+    no_decay = ("positions",)
+
     def __init__(
         self,
         *,

@@ -50,6 +50,8 @@ class RAR(NextToken):
         init_std: standard deviation of the initial weights.
     """
 
+    no_decay = ("positions", "targets", "steps", "cls_token")
+
     def __init__(
         self,
         *,

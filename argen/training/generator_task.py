@@ -31,6 +31,7 @@ class GeneratorTask(Task):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch of codes; conditions are dropped at the conditioner's rate."""
+        self.generator.set_progress(self.global_step / self.steps)
         conditioner = self.generator.conditioner
         drop_B = None
         if conditioner.drop_rate > 0:
