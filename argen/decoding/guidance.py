@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from argen.errors import UserError
 from argen.generators.base import Generator
 from argen.generators.conditioning import Cond
 
-Schedule = Literal["constant", "linear", "cosine", "power_cosine"]
+Schedule = Literal["constant", "linear", "cosine", "power_cosine", "sine", "log"]
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,14 @@ class Guidance:
         scale: weight w, or its last value under a rising schedule; 1 means no guidance. A list
             gives every step its own weight (one a scale, for pyramids); its last value repeats.
         schedule: `constant` w = scale; the others rise from `start` to `scale` with the share r of
-            the steps done: `linear` as r; `cosine` as (1 - cos(pi r)) / 2; `power_cosine` with r
-            raised to `power` first (RAR).
-        power: exponent of `power_cosine`.
+            the steps done: `linear` as r^power; `cosine` as (1 - cos(pi r)) / 2; `power_cosine`
+            with r raised to `power` first (RAR); `sine` as sin(pi r / 2) and `log` as
+            log(1 + (e - 1) r) (ELM, arXiv 2410.16257).
+        power: exponent of `power_cosine` and `linear`.
         start: weight at r = 0 of a rising schedule.
         inclusive: whether the last step gets the full scale, r = step / (steps - 1) (VAR, xAR,
             D-AR), or one step less, r = step / steps (RAR, LPD).
+        ahead: whether a step counts itself as done, r = (step + 1) / steps (ELM).
         interval: guide only the first `interval` + 2 steps, later ones are conditional
             (LlamaGen's `cfg_interval`); -1 guides all.
         sub_tokens: weights of each sub-token in place of `scale`, for factorised heads
@@ -39,6 +41,7 @@ class Guidance:
     power: float = 1.0
     start: float = 1.0
     inclusive: bool = False
+    ahead: bool = False
     interval: int = -1
     sub_tokens: Sequence[float] = ()
 
@@ -50,11 +53,9 @@ class Guidance:
                 f"cfg={self.scale} (start {self.start}) has a negative weight or none at all; "
                 "1 means no guidance, 2 to 4 is usual."
             )
-        if self.schedule not in ("constant", "linear", "cosine", "power_cosine"):
-            raise UserError(
-                f"Unknown guidance schedule {self.schedule!r}; use constant, linear, cosine or "
-                "power_cosine."
-            )
+        if self.schedule not in get_args(Schedule):
+            names = ", ".join(get_args(Schedule))
+            raise UserError(f"Unknown guidance schedule {self.schedule!r}; use one of {names}.")
         if not isinstance(self.scale, int | float):
             if self.schedule != "constant":
                 raise UserError("A list of guidance weights is its own schedule; use constant.")
@@ -92,7 +93,8 @@ class Guidance:
             return 1.0
         if not isinstance(self.scale, int | float):
             return self.scale[min(step, len(self.scale) - 1)]
-        return self.at(step / max(1, steps - 1 if self.inclusive else steps))
+        done = step + 1 if self.ahead else step
+        return self.at(done / max(1, steps - 1 if self.inclusive else steps))
 
     def at(self, ratio: float) -> float:
         """Return w when a share `ratio` in [0, 1] of the work is done.
@@ -105,7 +107,11 @@ class Guidance:
         if self.schedule == "constant":
             return float(self.scale)
         if self.schedule == "linear":
-            rise = ratio
+            rise = ratio**self.power
+        elif self.schedule == "sine":
+            rise = math.sin(math.pi * ratio / 2)
+        elif self.schedule == "log":
+            rise = math.log1p((math.e - 1) * ratio)
         else:
             power = self.power if self.schedule == "power_cosine" else 1.0
             rise = (1.0 - math.cos(math.pi * ratio**power)) / 2.0
