@@ -56,6 +56,8 @@ class Guidance:
         if self.schedule not in get_args(Schedule):
             names = ", ".join(get_args(Schedule))
             raise UserError(f"Unknown guidance schedule {self.schedule!r}; use one of {names}.")
+        if self.inclusive and self.ahead:
+            raise UserError("inclusive and ahead name two last steps; choose one.")
         if not isinstance(self.scale, int | float):
             if self.schedule != "constant":
                 raise UserError("A list of guidance weights is its own schedule; use constant.")
