@@ -79,12 +79,11 @@ def listed_entropies(
         return clamped_entropy(probs).sum(), probs.sum(0)
 
     chunks = z_NGd.split(max(1, (max_elements >> d) // G))
-    if len(chunks) == 1:
-        parts = [part(z_NGd)]
-    else:
-        parts = [checkpoint(part, chunk, use_reentrant=False) for chunk in chunks]
-    samples, totals = (torch.stack(column).sum(0) for column in zip(*parts))
-    return samples / (N * G), all_mean(totals, N)
+    sample, total = z_NGd.new_zeros(()), z_NGd.new_zeros(G, 2**d)
+    for chunk in chunks:
+        found = part(chunk) if len(chunks) == 1 else checkpoint(part, chunk, use_reentrant=False)
+        sample, total = sample + found[0], total + found[1]
+    return sample / (N * G), all_mean(total, N)
 
 
 def bitwise_entropy(log_odds_Nd: Tensor) -> Tensor:

@@ -70,11 +70,15 @@ class IBQ(Quantizer):
         """Quantise `z` (..., C)."""
         rows, flat = self.rows(), z.reshape(-1, self.dim)
         chunks = flat.split(max(1, self.max_elements // rows.shape[0]))
-        if len(chunks) > 1 and torch.is_grad_enabled():
-            parts = [checkpoint(self._part, c, rows, use_reentrant=False) for c in chunks]
-        else:
-            parts = [self._part(c, rows) for c in chunks]
-        ids, soft = (torch.cat([part[i] for part in parts]) for i in range(2))
+        again = len(chunks) > 1 and torch.is_grad_enabled()
+        found: list[tuple[Tensor, Tensor]] = []
+        sample, total = flat.new_zeros(()), flat.new_zeros(rows.shape[0] if self.entropy else ())
+        for chunk in chunks:
+            part = checkpoint(self._part, chunk, rows, use_reentrant=False) if again else None
+            ids_N, soft_NC, entropy_sum, sum_K = part or self._part(chunk, rows)
+            found.append((ids_N, soft_NC))
+            sample, total = sample + entropy_sum, total + sum_K
+        ids, soft = (torch.cat(column) for column in zip(*found))
         hard = F.embedding(ids, rows)  # N C
         passed = hard + (soft - soft.detach())
         losses = {
@@ -83,7 +87,6 @@ class IBQ(Quantizer):
             "commitment": F.mse_loss(flat, hard.detach()),
         }
         if self.entropy:
-            sample, total = (torch.stack([part[i] for part in parts]).sum(0) for i in (2, 3))
             losses["sample_entropy"] = sample / flat.shape[0]
             losses["batch_entropy"] = entropy(all_mean(total, flat.shape[0]))
         return Quantized(z=passed.view(z.shape), ids=ids.view(z.shape[:-1]), losses=losses)
