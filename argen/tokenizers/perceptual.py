@@ -178,7 +178,8 @@ class ConvNeXtDistance(Frozen):
                 f"download {CONVNEXT_SOURCE} and give its place."
             )
         self.size = size
-        self.network = convnext_small(weights=None)
+        with torch.device("meta"):  # Nothing is drawn that the file overwrites.
+            self.network = convnext_small(weights=None)
         _load(self.network, read_weights(weights), source=str(weights), network="ConvNeXt-S")
         self.mean: Tensor
         self.std: Tensor
@@ -200,6 +201,6 @@ class ConvNeXtDistance(Frozen):
 
 def _load(module: nn.Module, weights: Any, *, source: str, network: str) -> None:
     try:
-        module.load_state_dict(weights)
+        module.load_state_dict(weights, assign=True)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source} does not hold the weights of {network}.") from error
