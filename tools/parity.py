@@ -42,6 +42,7 @@ REPLAYS = {
     "MaskGIT BERT": "maskgit",
     "MaskGIT U-ViT": "maskgit",
     "maskgit-step": "maskgit",
+    "nar": "nar",
     "var": "var",
     "var-vqvae": "var",
     "open-magvit2": "open_magvit2",

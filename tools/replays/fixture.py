@@ -22,6 +22,7 @@ _GRADIENT = re.compile(
     r"gradient of (?:(?P<scale>[\d.e+-]+)\s*\*\s*)?(?P<loss>[A-Za-z_]\w*).*?"
     r"(?:for|with respect to|wrt|w\.r\.t\.)\s+(?P<key>[\w.]+)"
 )
+_IN_BLOCK = re.compile(r"the (?P<part>[A-Za-z_]\w*) of the (?P<which>first|last) block")
 
 
 class Fixture:
@@ -99,7 +100,22 @@ class Fixture:
         for name in self.expected:
             match = _GRADIENT.search(self.description(name))
             if match:
-                yield name, float(match["scale"] or 1.0), match["loss"], match["key"].rstrip(".")
+                key = self._key(match["key"].rstrip("."), self.description(name))
+                yield name, float(match["scale"] or 1.0), match["loss"], key
+
+    def _key(self, key: str, text: str) -> str:
+        """Return the key that a description names, also as `the w2 of the last block`."""
+        inside = _IN_BLOCK.search(text)
+        if key in self.weights or inside is None:
+            return key
+        layers = {
+            int(number[1]): k
+            for k in self.weights
+            if re.search(rf"\.{inside['part']}(\.weight)?$", k)
+            and (number := re.search(r"\.(\d+)\.", k))
+        }
+        pick = max if inside["which"] == "last" else min
+        return layers[pick(layers)] if layers else key
 
     def leaves(self) -> dict[str, Tensor]:
         """Return fresh copies of the weights that gradients can be taken for."""
