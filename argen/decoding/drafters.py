@@ -1,4 +1,4 @@
-"""Where drafts come from: the model's own earlier passes, or a smaller model.
+"""Where drafts come from, and the Jacobi kind: the model's own earlier passes.
 
 Exactness asks one thing of a drafter: the law it declares for a draft is the law the draft was
 drawn from, given everything that stands before it.
@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from argen.decoding.draws import DRAFT, GUESS, Draws, use_of
+from argen.decoding.draws import GUESS, Draws, use_of
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
-from argen.decoding.laws import Laws, guidance_weights, law_type, twice
-from argen.errors import IncompatibleError, UserError
+from argen.decoding.laws import law_type
+from argen.errors import UserError
 from argen.generators.base import Generator
 from argen.generators.conditioning import Cond
-from argen.spec import require_same_spec
 
 Behind = Literal["nothing", "redraw", "race", "continue"]
 
@@ -210,113 +209,6 @@ def uniform_laws(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.devic
     """Return the uniform law (G, V) of each sub-token, V the largest of their vocabularies."""
     size_G1 = torch.tensor(sizes, device=device)[:, None]
     return (torch.arange(max(sizes), device=device) < size_G1).to(dtype) / size_G1
-
-
-@dataclass
-class DraftModel:
-    """A smaller generator at work.
-
-    Attributes:
-        state: of the generator.
-        weight_L: guidance weight of each step, or None.
-        filters: logit filters.
-        length_B: finished codes.
-    """
-
-    state: Any
-    weight_L: Tensor | None
-    filters: Filters
-    length_B: Tensor
-
-    def rows(self, index: Tensor) -> DraftModel:
-        """Return a copy of some rows, for generators whose state can be copied."""
-        both = index
-        if self.weight_L is not None:
-            both = torch.cat((index, index + len(self.length_B)))
-        return replace(self, state=self.state.rows(both), length_B=self.length_B[index])
-
-    def key(self) -> Tensor:
-        """Return what the next passes depend on besides the codes: nothing, (B, 0)."""
-        return torch.zeros(len(self.length_B), 0)
-
-
-class ModelDrafter(Drafter):
-    """Drafts come from a smaller generator on the same codes, one after another.
-
-    Args:
-        generator: the smaller model.
-    """
-
-    def __init__(self, generator: Generator) -> None:
-        self.generator = generator.eval()
-
-    def check(self, generator: Generator) -> None:
-        """Raise if the two models do not speak the same codes in the same order."""
-        require_same_spec(
-            self.generator.spec, generator.spec, found_in="the draft model", wanted_by="the target"
-        )
-        if self.generator.plan.groups != generator.plan.groups or not self.generator.plan.lookahead:
-            raise IncompatibleError(
-                f"{type(self.generator).__name__} draws codes in another order than "
-                f"{type(generator).__name__}, or cannot look ahead; draft with a next-token "
-                "generator of the same plan."
-            )
-
-    def start(
-        self, generator: Generator, cond: Cond, *, guidance: Guidance, filters: Filters, k: int
-    ) -> DraftModel:
-        """Encode the inputs of `cond` with the draft model's own conditioner."""
-        if cond.inputs is None:
-            raise UserError(
-                "A draft model needs the labels or text features behind a condition; make the "
-                "condition with the target's own conditioner."
-            )
-        own = self.generator.conditioner(cond.inputs)
-        state = self.generator.start(guidance.rows(self.generator, own), longest_draft=k + 1)
-        _, device = law_type(self.generator)
-        length_B = torch.zeros(len(own), dtype=torch.long, device=device)
-        return DraftModel(state, guidance_weights(guidance, self.generator), filters, length_B)
-
-    def propose(
-        self,
-        memory: DraftModel,
-        width_B: Tensor,
-        k: int,
-        positions: Tensor,
-        draws: Draws,
-        number: int,
-    ) -> Draft:
-        """Draw k codes one after another, none of them committed yet."""
-        head = self.generator.head
-        G = len(head.id_sizes)
-        codes = torch.zeros(len(width_B), k, G, dtype=torch.long, device=width_B.device)
-        laws = [codes.new_zeros(len(width_B), 0, G, 1)]
-        guided = memory.weight_L is not None
-        for i in range(k):
-            before = twice(head.to_codes(codes[:, :i]), guided) if i else None
-            params = self.generator.predict(memory.state, before)
-            step = memory.length_B[:, None] + i
-            law = Laws(head, params[:, -1:], step, memory.weight_L, memory.filters)
-            for g in range(G):
-                codes[:, i : i + 1, g] = draws.choose(
-                    law.given(codes[:, i : i + 1])[:, :, g],
-                    positions[:, i : i + 1],
-                    use=use_of(DRAFT, number),
-                    matters=(i < width_B)[:, None],
-                    sub=g,
-                    subs=G,
-                )
-            laws.append(law.given(codes[:, i : i + 1]))
-        return Draft(codes, torch.cat(laws[1:] or laws, dim=1), width_B)
-
-    def observe(self, memory: DraftModel, verdict: Verdict) -> DraftModel:
-        """Commit what became final."""
-        guided = memory.weight_L is not None
-        codes = self.generator.head.to_codes(verdict.codes)
-        self.generator.commit(
-            memory.state, twice(codes, guided), counts=twice(verdict.matched_B, guided)
-        )
-        return replace(memory, length_B=verdict.start_B + verdict.matched_B)
 
 
 def take_slots(values: Tensor, slots: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from argen.decoding.draws import Draws
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
-from argen.decoding.speculative import LookAhead, Progress
+from argen.decoding.lookahead import LookAhead, Progress
 from argen.generators.base import Generator
 from argen.generators.conditioning import Cond
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 from argen.decoding.acceptance import Acceptance, GroupRejection, Rejection
 from argen.decoding.drafters import Behind, JacobiDrafter
-from argen.decoding.speculative import LookAhead
+from argen.decoding.lookahead import LookAhead
 from argen.errors import UserError
 
 Coupling = Literal["none", "gumbel", "maximal"]
@@ -30,7 +30,8 @@ class Jacobi(LookAhead):
     SJD as published is `coupling=none guess=certain window=16`.
 
     Args:
-        window: tokens fed in a pass: the last final code and up to window - 1 drafts.
+        window: tokens fed in a pass: the last final code and up to window - 1 drafts; 32, or as
+            many as a picture has, when None.
         coupling: none, gumbel or maximal; see above.
         guess: how positions that no pass has seen are filled. `uniform`: drawn uniformly and
             declared so; `certain`: drawn uniformly but declared certain (as published: exact too,
@@ -44,7 +45,7 @@ class Jacobi(LookAhead):
     def __init__(
         self,
         *,
-        window: int = 32,
+        window: int | None = None,
         coupling: Coupling = "maximal",
         guess: Guess = "uniform",
         interval: tuple[int, int] | None = None,
@@ -64,10 +65,10 @@ class Grouped(Jacobi):
     """Grouped speculative decoding (GSD, arXiv 2508.07747): Jacobi drafts, looser test, not exact.
 
     A draft is kept with the ratio of a group of look-alike tokens around it, so more of them are.
-    As published: `coupling=none guess=certain window=16`.
+    As published: `coupling=none guess=certain window=16`, the defaults.
 
     Args:
-        window: see `Jacobi`.
+        window: see `Jacobi`; 16, or as many as a picture has, when None.
         coupling: see `Jacobi`.
         guess: see `Jacobi`.
         interval: see `Jacobi`.
@@ -78,11 +79,12 @@ class Grouped(Jacobi):
     """
 
     name = "grouped"
+    usual_window = 16
 
     def __init__(
         self,
         *,
-        window: int = 16,
+        window: int | None = None,
         coupling: Coupling = "none",
         guess: Guess = "certain",
         interval: tuple[int, int] | None = None,

@@ -116,10 +116,11 @@ class SubTokenHead(Head):
     def conditional(self, params: Tensor, codes: Tensor) -> Tensor:
         """Return logits (R, n, G, V) of each sub-token given the ones before it in `codes`.
 
-        Smaller vocabularies are filled up with -inf to the largest.
+        Smaller vocabularies are filled up to the largest with logits of probability zero.
         """
         parts, widest = self.logits(params, codes), max(self.split.sizes)
-        padded = [F.pad(p, (0, widest - p.shape[-1]), value=float("-inf")) for p in parts]
+        # Finite, because guidance subtracts rows.
+        padded = [F.pad(p, (0, widest - p.shape[-1]), value=-1e30) for p in parts]
         return torch.stack(padded, dim=2)
 
     def guided(self, params: Tensor, weight: Weight) -> Tensor:

@@ -15,6 +15,7 @@ from argen.decoding.guidance import Guidance
 from argen.decoding.jacobi import Grouped, Jacobi
 from argen.decoding.laws import Laws
 from argen.decoding.sequential import Sequential
+from argen.decoding.verifier import verify
 from argen.generators.heads import guide
 from argen.interop import llamagen
 from argen.interop.base import Imported
@@ -70,18 +71,20 @@ def _rule(fixture: Fixture) -> dict[str, Tensor]:
         p = torch.softmax(fixture["target_logits"].double(), dim=-1)
     drafts = fixture["draft_tokens"][:, 1:, None]
     B, k = drafts.shape[:2]
-    decoder = Jacobi(window=k + 1, coupling="none", acceptance=_acceptance(fixture))
+    acceptance = _acceptance(fixture)
     draft = Draft(drafts, q[:, 1:, None], torch.full((B,), k))
-    codes, _, matched = decoder.verify(
+    codes, _, matched = verify(
         draft,
         GivenLaws(p[:, :, None]),
         torch.arange(k + 1).expand(B, -1),
         RecordedTokens(fixture),
         0,
+        acceptance=acceptance,
+        behind="redraw",
     )
     rejected = matched <= k
     at = (matched - 1).clamp(max=k - 1)[:, None]
-    residual = decoder.acceptance.repair(
+    residual = acceptance.repair(
         take_slots(p[:, :k], at), take_slots(q[:, 1:], at), take_slots(drafts[..., 0], at)
     )[:, 0]
     return {
