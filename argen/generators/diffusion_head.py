@@ -86,6 +86,8 @@ class DiffusionMLP(nn.Module):
         silent = [block.modulation for block in self.blocks if isinstance(block, ModulatedBlock)]
         for layer in (*silent, self.modulation, self.out):
             nn.init.zeros_(layer.weight)
+        for module in self.modules():
+            module.no_decay = ("weight",)  # the published recipe decays nothing of the head
 
     def condition(self, hidden: Tensor) -> Tensor:
         """Project hidden vectors (..., D) to (..., W), once for all timesteps."""

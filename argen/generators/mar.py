@@ -1,8 +1,7 @@
 """MAR: masked autoregression over continuous codes (arXiv 2406.11838).
 
-A bidirectional encoder sees the known codes behind a buffer of condition tokens, a decoder fills
-the unknown positions with one mask token, and its output at a position conditions the diffusion
-head there.
+A network sees the known codes behind a buffer of condition tokens; its output at an unknown
+position conditions the diffusion head there.
 
 Letters: B batch, R rows (B, doubled under guidance), L positions, K known positions, M masked
 ones, S = buffer length, C code width, D encoder width, E decoder width, m repeats.
@@ -16,16 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from argen.errors import IncompatibleError, UserError
 from argen.generators.any_order import AnyOrderGenerator
 from argen.generators.base import LossOutput
 from argen.generators.conditioning import Cond, Conditioner
 from argen.generators.diffusion_head import DiffusionHead
+from argen.generators.masked_autoencoder import MaskedAutoencoder, take
 from argen.generators.plan import Plan
 from argen.layers.noise import Noise
-from argen.layers.transformer import Block
 from argen.spec import CodeSpec
 
 RATIO, ORDER, TIME, NOISE = 1, 2, 3, 4  # the uses of a loss's own draws
@@ -122,9 +120,7 @@ class MAR(AnyOrderGenerator):
             )
         if not 0 <= mask_ratio_min < 1:
             raise UserError(f"mask_ratio_min={mask_ratio_min} must lie in [0, 1); MAR uses 0.7.")
-        if buffer < 1:
-            raise UserError(f"buffer={buffer}: the condition needs at least one position.")
-        if conditioner.length not in (1, buffer):
+        if buffer < 1 or conditioner.length not in (1, buffer):
             raise UserError(
                 f"The conditioner gives {conditioner.length} tokens, but the buffer has {buffer} "
                 f"positions; set generator.buffer={conditioner.length}."
@@ -134,42 +130,22 @@ class MAR(AnyOrderGenerator):
         self.plan = Plan(tuple((i,) for i in range(L)), any_order=True)
         self.conditioner, self.buffer = conditioner, buffer
         self.mask_ratio = (mask_ratio_min, mask_ratio_mean, mask_ratio_std)
-        self.gradient_checkpointing = gradient_checkpointing
-        self.input = nn.Linear(C, dim)
-        self.input_norm = nn.LayerNorm(dim, eps=1e-6)
-        self.encoder_positions = nn.Parameter(torch.empty(1, buffer + L, dim))
-        self.decoder_embed = nn.Linear(dim, E)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, E))
-        self.decoder_positions = nn.Parameter(torch.empty(1, buffer + L, E))
-        self.head_positions = nn.Parameter(torch.empty(1, L, E))
-
-        def stack(width: int, count: int, heads: int) -> nn.ModuleList:
-            return nn.ModuleList(
-                Block(
-                    width,
-                    heads,
-                    ffn_hidden=int(width * mlp_ratio),
-                    norm="layer",
-                    norm_eps=norm_eps,
-                    ffn="gelu",
-                    bias=True,
-                    attention_dropout=attention_dropout,
-                    residual_dropout=dropout,
-                    ffn_dropout=dropout,
-                    ffn_inner_dropout=dropout,
-                )
-                for _ in range(count)
-            )
-
-        self.encoder_blocks = stack(dim, depth, heads)
-        self.encoder_norm = nn.LayerNorm(dim, eps=norm_eps)
-        self.decoder_blocks = stack(
-            E,
-            depth if decoder_depth is None else decoder_depth,
-            heads if decoder_heads is None else decoder_heads,
+        self.network = MaskedAutoencoder(
+            code_dim=C,
+            length=L,
+            buffer=buffer,
+            dim=dim,
+            depth=depth,
+            heads=heads,
+            decoder_dim=E,
+            decoder_depth=depth if decoder_depth is None else decoder_depth,
+            decoder_heads=heads if decoder_heads is None else decoder_heads,
+            mlp_ratio=mlp_ratio,
+            norm_eps=norm_eps,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            gradient_checkpointing=gradient_checkpointing,
         )
-        self.decoder_norm = nn.LayerNorm(E, eps=norm_eps)
-        self._init_weights()
         self.head: DiffusionHead = DiffusionHead(
             code_dim=C,
             cond_dim=E,
@@ -179,18 +155,9 @@ class MAR(AnyOrderGenerator):
             repeats=repeats,
             **(diffusion or {}),
         )
-
-    def _init_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
+        for module in conditioner.modules():
+            if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
-        for table in (self.encoder_positions, self.decoder_positions, self.head_positions):
-            nn.init.normal_(table, std=0.02)
-        nn.init.normal_(self.mask_token, std=0.02)
 
     def loss(
         self,
@@ -214,25 +181,21 @@ class MAR(AnyOrderGenerator):
         hidden_BLE = self.hidden(codes, cond, known_BK)
         repeats = len(draws.t_mBL)
         index_mBM = masked_BM.expand(repeats, -1, -1)
-        width = draws.noise_mBLC.shape[-1]
+        index_mBMC = index_mBM[..., None].expand(-1, -1, -1, codes.shape[2])
         # Known positions would be thrown away, so they never reach the head.
         error, bound = self.head.terms(
             take(hidden_BLE, masked_BM),
             take(codes, masked_BM),
             draws.t_mBL.gather(2, index_mBM),
-            draws.noise_mBLC.gather(2, index_mBM[..., None].expand(-1, -1, -1, width)),
+            draws.noise_mBLC.gather(2, index_mBMC),
         )
         loss = (error + bound).mean()
         return LossOutput(loss, {"mse": error.mean().detach(), "vb": bound.mean().detach()})
 
     def draw(self, batch: int, *, noise: Noise | None = None) -> MARDraws:
         """Draw masks, timesteps and noise for a training batch."""
-        L, C, m, device = (
-            self.spec.length,
-            self.spec.dim,
-            self.head.repeats,
-            self.input.weight.device,
-        )
+        L, C, m = self.spec.length, self.spec.dim, self.head.repeats
+        device = self.network.mask_token.device
         steps = self.head.process.steps
         if noise is None:
             share = float(torch.rand(()))
@@ -254,28 +217,16 @@ class MAR(AnyOrderGenerator):
         )
 
     def hidden(self, codes: Tensor, cond: Cond, known_RK: Tensor) -> Tensor:
-        """Return decoder outputs (R, L, E) of all positions given the codes at `known_RK`."""
-        return self.decode(self.encode(codes, cond, known_RK), cond, known_RK)
+        """Return hidden vectors (R, L, E) of all positions given the codes at `known_RK`."""
+        return self.network(codes, self.conditions(cond), known_RK, _padding(cond))
 
-    def encode(self, codes_RLC: Tensor, cond: Cond, known_RK: Tensor) -> Tensor:
-        """Return encoder outputs (R, S + K, D): the buffer, then the known positions."""
-        S = self.buffer
-        known_RKD = self.input(take(codes_RLC, known_RK).to(self.input.weight.dtype))
-        positions = self.encoder_positions.expand(len(known_RK), -1, -1)
-        at_known = take(positions[:, S:], known_RK)  # R K D
-        x = torch.cat((self._buffer(cond) + positions[:, :S], known_RKD + at_known), dim=1)
-        x = self._run(self.encoder_blocks, self.input_norm(x), cond)  # R S+K D
-        return self.encoder_norm(x)
-
-    def decode(self, encoded: Tensor, cond: Cond, known_RK: Tensor) -> Tensor:
-        """Return decoder outputs (R, L, E) of encoder outputs (R, S + K, D)."""
-        S, L = self.buffer, self.spec.length
-        x = self.decoder_embed(encoded)  # R S+K E
-        full = self.mask_token.to(x.dtype).expand(x.shape[0], L, -1)  # R L E
-        full = full.scatter(1, known_RK[..., None].expand(-1, -1, x.shape[2]), x[:, S:])
-        x = torch.cat((x[:, :S], full), dim=1) + self.decoder_positions  # R S+L E
-        x = self.decoder_norm(self._run(self.decoder_blocks, x, cond))
-        return x[:, S:] + self.head_positions
+    def conditions(self, cond: Cond) -> Tensor:
+        """Return the buffer (R, S, D): one vector everywhere, or the condition tokens."""
+        if cond.vector_BD is not None:
+            return cond.vector_BD[:, None].expand(-1, self.buffer, -1)
+        if cond.tokens_BTD is None:
+            raise UserError("MAR needs a condition vector or condition tokens.")
+        return cond.tokens_BTD.expand(-1, self.buffer, -1)
 
     def score(self, codes: Tensor, cond: Cond) -> Tensor:
         """Return hidden vectors (B, L, E) given the earlier groups of the plan, a pass a group."""
@@ -291,9 +242,9 @@ class MAR(AnyOrderGenerator):
     def start(self, cond: Cond, *, longest_draft: int = 0) -> MARState:
         """Return a state in which nothing is known."""
         self._refuse_drafts(longest_draft > 0)
-        weight, R = self.input.weight, len(cond)
-        codes = torch.zeros(R, self.spec.length, self.spec.dim, device=weight.device)
-        none = torch.zeros(R, 0, dtype=torch.long, device=weight.device)
+        R, device = len(cond), self.network.mask_token.device
+        codes = torch.zeros(R, self.spec.length, self.spec.dim, device=device)
+        none = torch.zeros(R, 0, dtype=torch.long, device=device)
         return MARState(cond, codes, none)
 
     def predict(
@@ -333,30 +284,10 @@ class MAR(AnyOrderGenerator):
                 "MAR draws in any order and cannot score drafts; use decoder=masked."
             )
 
-    def _buffer(self, cond: Cond) -> Tensor:
-        """Return the condition tokens (R, S, D)."""
-        if cond.vector_BD is not None:
-            return cond.vector_BD[:, None].expand(-1, self.buffer, -1)
-        if cond.tokens_BTD is None:
-            raise UserError("MAR needs a condition vector or condition tokens.")
-        return cond.tokens_BTD.expand(-1, self.buffer, -1)
 
-    def _run(self, blocks: nn.ModuleList, x: Tensor, cond: Cond) -> Tensor:
-        mask = None
-        if cond.mask_BT is not None and cond.vector_BD is None:  # padded condition tokens
-            rest = cond.mask_BT.new_ones(len(x), x.shape[1] - self.buffer, dtype=torch.bool)
-            mask = torch.cat((cond.mask_BT.bool(), rest), dim=1)[:, None, None]  # R 1 1 keys
-        for block in blocks:
-            if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, mask=mask, use_reentrant=False)
-            else:
-                x = block(x, mask=mask)
-        return x
-
-
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """Pick positions (R, n) of vectors (R, L, C)."""
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+def _padding(cond: Cond) -> Tensor | None:
+    """Return which condition tokens are valid, where they fill the buffer."""
+    return cond.mask_BT if cond.vector_BD is None else None
 
 
 def truncated_normal(

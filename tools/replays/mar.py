@@ -110,7 +110,7 @@ def _teacher_forced(model: MAR, fixture: Fixture, codes: Tensor, cond: Cond) -> 
     known = (fixture["tf/mask"] == 0).nonzero()[:, 1].view(len(codes), -1)
     null = model.conditioner.null(cond)
     return {
-        "tf/encoder_out": model.encode(codes, cond, known),
+        "tf/encoder_out": model.network.encode(codes, model.conditions(cond), known),
         "tf/z": model.hidden(codes, cond, known),
         "tf/z_null": model.hidden(codes, null, known),
         "tf/z_all_masked": model.hidden(codes, cond, known[:, :0]),
