@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from argen.errors import UserError
 
-SCHEDULES = ("constant", "linear", "cosine")
+SCHEDULES = ("constant", "linear", "cosine", "stairs")
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,12 @@ class Optim:
             module names in `no_decay` and, unless `decay_embeddings`, embeddings.
         decay_embeddings: also decay embedding tables.
         eps: added to the denominator.
-        schedule: `constant`, `linear` or `cosine` from the peak to `final`.
+        schedule: `constant`, `linear` or `cosine` from the peak to `final`, or `stairs`, which
+            multiply by `stair` at each of `milestones`.
         warmup: steps of linear rise from 0.
+        plateau: steps at the peak after it.
+        milestones: shares of all steps, for `stairs`.
+        stair: factor at each milestone.
         final: last learning rate, as a share of the peak.
         clip: largest gradient norm; 0 for no clipping.
     """
@@ -39,6 +43,9 @@ class Optim:
     eps: float = 1e-8
     schedule: str = "cosine"
     warmup: int = 100
+    plateau: int = 0
+    milestones: Sequence[float] = ()
+    stair: float = 0.1
     final: float = 0.0
     clip: float = 1.0
 
@@ -47,6 +54,8 @@ class Optim:
             raise UserError(
                 f"Unknown schedule {self.schedule!r}; use one of {', '.join(SCHEDULES)}."
             )
+        if self.schedule == "stairs" and not self.milestones:
+            raise UserError("schedule=stairs needs milestones, e.g. optim.milestones=[0.5,0.75].")
         if self.lr <= 0:
             raise UserError(f"optim.lr={self.lr} must be positive.")
 
@@ -85,6 +94,9 @@ class Optim:
             return (step + 1) / self.warmup
         if self.schedule == "constant":
             return 1.0
-        ratio = min(1.0, (step - self.warmup) / max(1, steps - self.warmup))
+        if self.schedule == "stairs":
+            return self.stair ** sum(step >= share * steps for share in self.milestones)
+        begin = self.warmup + self.plateau
+        ratio = min(1.0, max(0, step - begin) / max(1, steps - begin))
         fall = ratio if self.schedule == "linear" else (1.0 - math.cos(math.pi * ratio)) / 2.0
         return 1.0 + (self.final - 1.0) * fall

@@ -65,7 +65,8 @@ class TokenizerTask(Task):
         total = self.total(losses)
         self.log("loss", total.detach(), prog_bar=True)
         if self.logging_step:
-            self.log_details({k: v.detach() for k, v in losses.items()}, len(images))
+            terms = {k: v.detach() for k, v in losses.items()}
+            self.log_details(terms | output.metrics, len(images))
         return total
 
     def named_losses(self, images: Tensor, output: TokenizerOutput) -> dict[str, Tensor]:
