@@ -21,14 +21,10 @@ from argen.generators.base import Generator, LossOutput
 from argen.generators.conditioning import Cond, Conditioner
 from argen.generators.entities import entities
 from argen.generators.flow_head import FlowHead, Velocity, interpolate
-from argen.generators.next_token import compute_dtype
-from argen.layers.adaln import AdaLNBlock
+from argen.generators.flow_transformer import FlowTransformer
 from argen.layers.cache import Glance, KVCache, Window
 from argen.layers.masks import block_causal, dense_mask
 from argen.layers.noise import Noise
-from argen.layers.norms import RMSNorm
-from argen.layers.rope import rope_table_at
-from argen.layers.timestep import TimestepEmbedding
 from argen.spec import CodeSpec
 
 TIME, NOISE = 1, 2  # the uses of the loss's own draws
@@ -122,67 +118,29 @@ class XAR(Generator):
         self.conditioner = conditioner
         self.lengths = self.entities.lengths
         self.starts = [sum(self.lengths[:e]) for e in range(len(self.lengths) + 1)]
-        C, S = self.spec.dim, self.starts[-1]
-        second_depth = depth if second_depth is None else second_depth
-        second_heads = heads if second_heads is None else second_heads
-        self.heads = (heads, second_heads)
-        self.time = TimestepEmbedding(dim)
-        self.input = nn.Linear(C, dim)
-        self.first_positions = nn.Parameter(torch.empty(1, S, dim))
-        self.input_norm = RMSNorm(dim, 1e-6)
-        self.second_input = nn.Linear(dim, dim)
-        self.second_positions = nn.Parameter(torch.empty(1, S, dim))
-
-        def stack(count: int, heads: int) -> nn.ModuleList:
-            return nn.ModuleList(
-                AdaLNBlock(
-                    dim,
-                    heads,
-                    norm="rms_plain",
-                    norm_eps=1e-6,
-                    ffn="geglu",
-                    ffn_hidden=int(dim * mlp_ratio * 2 / 3),
-                    bias=True,
-                    residual_dropout=dropout,
-                    attention_dropout=attention_dropout,
-                )
-                for _ in range(count)
-            )
-
-        self.first_blocks, self.first_norm = stack(depth, heads), RMSNorm(dim, 1e-6)
-        self.second_blocks, self.second_norm = stack(second_depth, second_heads), RMSNorm(dim, 1e-6)
-        self.out = nn.Linear(dim, C)
+        self.network = FlowTransformer(
+            code_dim=self.spec.dim,
+            places=self.entities.places,
+            dim=dim,
+            depth=depth,
+            heads=heads,
+            second_depth=depth if second_depth is None else second_depth,
+            second_heads=heads if second_heads is None else second_heads,
+            mlp_ratio=mlp_ratio,
+            rope_base=rope_base,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+        )
         self.head: FlowHead = FlowHead(
             sampler=sampler, steps=sampling_steps, interval=guidance_interval
         )
-        self.first_rope: Tensor
-        self.second_rope: Tensor
         self.entity_of: Tensor
         self.order: Tensor
-        places = torch.tensor(self.entities.places)  # S 2
-        for name, count in (("first_rope", heads), ("second_rope", second_heads)):
-            table = rope_table_at(places[:, 0], places[:, 1], dim // count, base=rope_base)
-            self.register_buffer(name, table, persistent=False)
         self.register_buffer("entity_of", self.entities.numbers(), persistent=False)
         self.register_buffer("order", self.entities.order(), persistent=False)
-        self._init_weights()
-
-    def _init_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
+        for module in conditioner.modules():
+            if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
-        for table in (self.first_positions, self.second_positions):
-            nn.init.normal_(table, std=0.02)
-        nn.init.normal_(self.time.fc1.weight, std=0.02)
-        nn.init.normal_(self.time.fc2.weight, std=0.02)
-        # Blocks start as the identity and velocities at zero (DiT, arXiv 2212.09748).
-        for block in (*self.first_blocks, *self.second_blocks):
-            nn.init.zeros_(block.modulation.proj.weight)
-        nn.init.zeros_(self.out.weight)
 
     def loss(
         self,
@@ -209,7 +167,7 @@ class XAR(Generator):
 
     def draw(self, batch: int, *, noise: Noise | None = None) -> XARDraws:
         """Draw logit-normal times and noise for a training batch."""
-        E, S, C, device = len(self.lengths), self.starts[-1], self.spec.dim, self.out.weight.device
+        E, S, C, device = len(self.lengths), self.starts[-1], self.spec.dim, self.order.device
         if noise is None:
             normal = torch.randn(batch, E, device=device)
             noise_BSC = torch.randn(batch, S, C, device=device)
@@ -223,7 +181,7 @@ class XAR(Generator):
         slots = torch.arange(x_BSC.shape[1], device=x_BSC.device)
         mask = dense_mask(block_causal(self.entity_of), slots, slots)
         times = (t_BE.float() * 1000).long()
-        return self._run(x_BSC, times, self._vector(cond), slots, self.entity_of, mask=mask)
+        return self.network(x_BSC, times, self._vector(cond), slots, self.entity_of, mask=mask)
 
     def score(self, codes: Tensor, cond: Cond) -> Any:
         """Return the `Velocity` of all codes (B, L, C), each entity given the clean ones before it.
@@ -249,7 +207,7 @@ class XAR(Generator):
         def evaluate(x: Tensor, t: float) -> Tensor:
             both = torch.cat((clean, x[:, self.order].to(clean)), dim=1)
             times = torch.tensor([[0, whole_time(t)]], device=device).expand(len(vector), -1)
-            found = self._run(both, times, vector, places, noisy.long(), mask=mask)
+            found = self.network(both, times, vector, places, noisy.long(), mask=mask)
             return found[:, S:][:, back]
 
         return Velocity(evaluate, (len(vector), self.spec.length, self.spec.dim), device)
@@ -257,23 +215,11 @@ class XAR(Generator):
     def start(self, cond: Cond, *, longest_draft: int = 0) -> XARState:
         """Allocate sequence and caches for R = len(cond) rows."""
         self._refuse_drafts(longest_draft > 0)
-        vector, weight = self._vector(cond), self.out.weight
-        caches = [
-            KVCache(
-                layers=len(blocks),
-                rows=len(vector),
-                heads=heads,
-                slots=self.starts[-1],
-                head_dim=2 * rope.shape[1],
-                dtype=compute_dtype(weight),
-                device=weight.device,
-            )
-            for blocks, rope, heads in (
-                (self.first_blocks, self.first_rope, self.heads[0]),
-                (self.second_blocks, self.second_rope, self.heads[1]),
-            )
-        ]
-        sequence = torch.zeros(len(vector), self.starts[-1], self.spec.dim, device=weight.device)
+        vector = self._vector(cond)
+        caches = self.network.caches(len(vector))
+        sequence = torch.zeros(
+            len(vector), self.starts[-1], self.spec.dim, device=self.order.device
+        )
         return XARState(vector, sequence, done=0, cached=0, caches=caches)
 
     def predict(self, state: XARState, draft: Tensor | None = None) -> Any:
@@ -294,7 +240,7 @@ class XAR(Generator):
             return self.predict(state)
 
         shape = (len(state.vector_RD), self.lengths[entity], self.spec.dim)
-        field = Velocity(evaluate, shape, self.out.weight.device)
+        field = Velocity(evaluate, shape, self.order.device)
         if entity < coarse:
             # Keys beyond the codes' own positions, so that no draw is used twice.
             first = self.spec.length + self.starts[entity]
@@ -334,56 +280,7 @@ class XAR(Generator):
         times = torch.full((len(vector_RD), 1), time, device=x_RnC.device)
         window = Window(start=first, n=end - first, reach=end)
         spread = torch.zeros_like(slots)
-        return self._run(x_RnC, times, vector_RD, slots, spread, caches=caches, window=window)
-
-    def _run(
-        self,
-        x: Tensor,
-        times: Tensor,
-        vector: Tensor,
-        places: Tensor,
-        spread: Tensor,
-        *,
-        mask: Tensor | None = None,
-        caches: list[KVCache] | None = None,
-        window: Window | None = None,
-    ) -> Tensor:
-        """Return velocities (R, n, C) of codes at `places` (n,) of the sequence.
-
-        Args:
-            x: (R, n, C).
-            times: 0 .. 1000, long (R, K).
-            vector: condition vectors (R, D).
-            places: long (n,).
-            spread: which of the K times each place has, long (n,).
-            mask: true where a query may look.
-            caches: one a stack.
-            window: where in the caches these places go.
-        """
-        cond = vector[:, None] + self.time(times)  # R K D
-        h = self.input(x.to(self.input.weight.dtype)) + self.first_positions[:, places]  # R n D
-        h = self.input_norm(h)
-        for i, (blocks, norm, rope) in enumerate(
-            (
-                (self.first_blocks, self.first_norm, self.first_rope),
-                (self.second_blocks, self.second_norm, self.second_rope),
-            )
-        ):
-            if i == 1:
-                h = self.second_input(h) + self.second_positions[:, places]
-            for layer, block in enumerate(blocks):
-                h = block(
-                    h,
-                    cond=cond,
-                    spread=spread,
-                    rope=rope[places],
-                    mask=mask,
-                    cache=None if caches is None else caches[i],
-                    layer=layer,
-                    window=window,
-                )
-            h = norm(h)
-        return self.out(h).float()
+        return self.network(x_RnC, times, vector_RD, slots, spread, caches=caches, window=window)
 
     def _vector(self, cond: Cond) -> Tensor:
         if cond.vector_BD is None:

@@ -23,26 +23,38 @@ MODULATION = (4, 2, 0, 5, 3, 1)
 
 RULES: list[Rule] = [
     (r"class_emb\.weight", "conditioner.table.weight"),
-    (r"time_embed\.mlp\.0\.(.+)", r"time.fc1.\1"),
-    (r"time_embed\.mlp\.2\.(.+)", r"time.fc2.\1"),
-    (r"z_proj\.(.+)", r"input.\1"),
-    (r"z_proj_ln\.(.+)", r"input_norm.\1"),
-    (r"encoder_pos_embed_learned", "first_positions"),
-    (r"decoder_pos_embed_learned", "second_positions"),
-    (r"encoder_norm\.(.+)", r"first_norm.\1"),
-    (r"decoder_norm\.(.+)", r"second_norm.\1"),
-    (r"decoder_embed\.(.+)", r"second_input.\1"),
-    (r"pred\.(.+)", r"out.\1"),
+    (r"time_embed\.mlp\.0\.(.+)", r"network.time.fc1.\1"),
+    (r"time_embed\.mlp\.2\.(.+)", r"network.time.fc2.\1"),
+    (r"z_proj\.(.+)", r"network.input.\1"),
+    (r"z_proj_ln\.(.+)", r"network.input_norm.\1"),
+    (r"encoder_pos_embed_learned", "network.first_positions"),
+    (r"decoder_pos_embed_learned", "network.second_positions"),
+    (r"encoder_norm\.(.+)", r"network.first_norm.\1"),
+    (r"decoder_norm\.(.+)", r"network.second_norm.\1"),
+    (r"decoder_embed\.(.+)", r"network.second_input.\1"),
+    (r"pred\.(.+)", r"network.out.\1"),
     *[
         rule
         for theirs, ours in (("encoder", "first"), ("decoder", "second"))
         for rule in (
-            (rf"{theirs}_blocks\.(\d+)\.attn\.qkv\.(.+)", rf"{ours}_blocks.\1.attention.qkv.\2"),
-            (rf"{theirs}_blocks\.(\d+)\.attn\.proj\.(.+)", rf"{ours}_blocks.\1.attention.out.\2"),
-            (rf"{theirs}_blocks\.(\d+)\.mlp\.fc1_g\.(.+)", rf"{ours}_blocks.\1.ffn.gate.\2"),
-            (rf"{theirs}_blocks\.(\d+)\.mlp\.fc1_x\.(.+)", rf"{ours}_blocks.\1.ffn.up.\2"),
-            (rf"{theirs}_blocks\.(\d+)\.mlp\.fc2\.(.+)", rf"{ours}_blocks.\1.ffn.out.\2"),
-            (rf"{theirs}_blocks\.(\d+)\.ada_lin\.1\.(.+)", rf"{ours}_blocks.\1.modulation.proj.\2"),
+            (
+                rf"{theirs}_blocks\.(\d+)\.attn\.qkv\.(.+)",
+                rf"network.{ours}_blocks.\1.attention.qkv.\2",
+            ),
+            (
+                rf"{theirs}_blocks\.(\d+)\.attn\.proj\.(.+)",
+                rf"network.{ours}_blocks.\1.attention.out.\2",
+            ),
+            (
+                rf"{theirs}_blocks\.(\d+)\.mlp\.fc1_g\.(.+)",
+                rf"network.{ours}_blocks.\1.ffn.gate.\2",
+            ),
+            (rf"{theirs}_blocks\.(\d+)\.mlp\.fc1_x\.(.+)", rf"network.{ours}_blocks.\1.ffn.up.\2"),
+            (rf"{theirs}_blocks\.(\d+)\.mlp\.fc2\.(.+)", rf"network.{ours}_blocks.\1.ffn.out.\2"),
+            (
+                rf"{theirs}_blocks\.(\d+)\.ada_lin\.1\.(.+)",
+                rf"network.{ours}_blocks.\1.modulation.proj.\2",
+            ),
         )
     ],
     # Buffers that follow from the sizes.

@@ -65,8 +65,8 @@ def replay(fixture: Fixture) -> dict[str, Tensor]:
     model = imported.build()
     assert isinstance(model, XAR)
     found = {
-        "rope/cos": model.first_rope[..., 0].repeat_interleave(2, dim=-1),
-        "rope/sin": model.first_rope[..., 1].repeat_interleave(2, dim=-1),
+        "rope/cos": model.network.first_rope[..., 0].repeat_interleave(2, dim=-1),
+        "rope/sin": model.network.first_rope[..., 1].repeat_interleave(2, dim=-1),
     }
     codes = None
     if "latents" in fixture.io:
