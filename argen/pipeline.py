@@ -224,6 +224,7 @@ class Pipeline:
     ) -> Iterator[Samples]:
         """Draw one picture for each label and seed, a batch at a time; settings as in a call."""
         generator, decoder = self._generator(), decoder or self.decoder
+        decoder.bind(self.tokenizer)
         decoder.check(generator)
         guidance, filters = self._controls(settings)
         if guidance.active:

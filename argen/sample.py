@@ -40,6 +40,8 @@ def main(config: Any) -> None:
     pipe = load(settings["model"], device=pick_device(settings["device"]), trust=settings["trust"])
     pipe.to_dtype(dtypes[settings["precision"]])
     decoder = build(settings["decoder"])
+    if settings["require_exact"]:
+        decoder.require_exact()
     labels = pipe.labels(settings["classes"])
     out = require_writable(settings["out"])
     samples = pipe(

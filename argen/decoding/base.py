@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
+from argen.errors import UserError
 from argen.generators.base import Generator
 from argen.generators.conditioning import Cond
 from argen.layers.noise import Noise
@@ -37,7 +38,10 @@ class Observer(Protocol):
     """Is told of finished codes as they come; used by previews, progress and tests."""
 
     def __call__(self, positions: Tensor, codes: Tensor, params: Tensor) -> None:
-        """Receive the positions (n,), codes (B, n, ...) and guided parameters of a group."""
+        """Receive the positions, codes (B, n, ...) and guided parameters of a group.
+
+        Positions are (n,), or (B, n) where samples differ; -1 marks a place that is not finished.
+        """
 
 
 class Decoder(ABC):
@@ -48,6 +52,18 @@ class Decoder(ABC):
     """
 
     exact: bool
+
+    def bind(self, tokenizer: Any) -> None:  # noqa: B027
+        """Take what the strategy needs of the tokenizer, such as its codebook; before `check`."""
+
+    def require_exact(self) -> None:
+        """Raise unless the codes follow the generator's own distribution."""
+        if not self.exact:
+            raise UserError(
+                f"{type(self).__name__} is not exact: its pictures follow another distribution "
+                "than the model's. Use decoder=jacobi or decoder=sequential, which are, or drop "
+                "require_exact=true."
+            )
 
     @abstractmethod
     def check(self, generator: Generator) -> None:
