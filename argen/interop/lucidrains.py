@@ -20,19 +20,10 @@ QUANTIZERS = "argen.tokenizers.quantizers"
 
 # Options that change nothing about codes, gradients or weights.
 HARMLESS = {
-    "accept_image_fmap",
-    "accept_3d_fmap",
-    "channel_last",
-    "channel_first",
-    "keep_num_codebooks_dim",
-    "return_indices",
-    "allowed_dtypes",
-    "force_quantization_f32",
-    "sync_codebook",
-    "sync_kmeans",
-    "return_zeros_for_masked_padding",
-    "reset_cluster_size",
-}
+    "accept_image_fmap", "accept_3d_fmap", "channel_last", "channel_first", "return_indices",
+    "keep_num_codebooks_dim", "allowed_dtypes", "force_quantization_f32", "sync_codebook",
+    "sync_kmeans", "return_zeros_for_masked_padding", "reset_cluster_size",
+}  # fmt: skip
 KNOWN = {
     "VectorQuantize": {
         "dim", "codebook_size", "codebook_dim", "heads", "separate_codebook_per_head", "decay",
@@ -55,8 +46,7 @@ KNOWN = {
         "commitment_weight", "frozen_codebook_dim",
     },
 }  # fmt: skip
-# Options at these values are switched off.
-OFF = (None, False, 0, 0.0, "")
+OFF = (None, False, 0, 0.0, "")  # values that switch an option off
 
 
 def kind(name: str) -> str:
@@ -68,13 +58,10 @@ def kind(name: str) -> str:
 
 
 def _check(name: str, config: Mapping[str, Any]) -> None:
-    neutral = {"quant_grad_frac", "frac_per_sample_entropy", "bound_hard_clamp", "scale"}
     for option, value in config.items():
-        if option in KNOWN[name] or option in HARMLESS or value in OFF:
-            continue
-        if option in neutral and value == 1:
-            continue
-        raise UserError(f"{name}'s option {option}={value!r} has no counterpart here.")
+        whole = (option, value) == ("frac_per_sample_entropy", 1)
+        if not (option in KNOWN[name] | HARMLESS or value in OFF or whole):
+            raise UserError(f"{name}'s option {option}={value!r} has no counterpart here.")
 
 
 def quantizer_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +73,7 @@ def quantizer_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """
     name = kind(name)
     _check(name, config)
-    made, bias = _MAKERS[name](config)
+    made = _MAKERS[name](config)
     inner, dim = _width(made), config.get("dim") or _width(made)
     if inner == dim and not config.get("has_projections"):
         return made
@@ -94,7 +81,7 @@ def quantizer_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
         "_target_": f"{QUANTIZERS}.projected.Projected",
         "quantizer": made,
         "dim": dim,
-        "bias": bias,
+        "bias": config.get("projection_has_bias", True),
     }
 
 
@@ -139,21 +126,21 @@ def _codebook(config: Mapping[str, Any], codes: int, dim: int, whole: int) -> di
     }
 
 
-def _vector(config: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+def _vector(config: Mapping[str, Any]) -> dict[str, Any]:
     heads, whole = config.get("heads", 1), config["dim"]
     dim = config.get("codebook_dim") or whole
     one = _codebook(config, config["codebook_size"], dim, whole)
     if heads == 1:
-        return one, True
+        return one
     apart = config.get("separate_codebook_per_head", False)
     return {
         "_target_": f"{QUANTIZERS}.grouped.Grouped",
         "quantizers": [one] * heads if apart else [one],
         "shared": 0 if apart else heads,
-    }, True
+    }
 
 
-def _residual(config: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+def _residual(config: Mapping[str, Any]) -> dict[str, Any]:
     sizes = config["codebook_size"]
     sizes = sizes if isinstance(sizes, list | tuple) else [sizes] * config["num_quantizers"]
     dim = config.get("codebook_dim") or config["dim"]
@@ -165,19 +152,19 @@ def _residual(config: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
         "shared": len(levels) if shared else 0,
         "gradient": "level",
         "dropout": 1.0 if config.get("quantize_dropout") else 0.0,
-    }, True
+    }
 
 
-def _fsq(config: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+def _fsq(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "_target_": f"{QUANTIZERS}.fsq.FSQ",
         "levels": list(config["levels"]),
         "symmetric": config.get("preserve_symmetry", False),
         "groups": config.get("num_codebooks", 1),
-    }, config.get("projection_has_bias", True)
+    }
 
 
-def _lfq(config: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+def _lfq(config: Mapping[str, Any]) -> dict[str, Any]:
     groups = config.get("num_codebooks", 1)
     codes = config.get("codebook_size") or 2 ** config["dim"]
     bits = round(math.log2(codes))
@@ -190,18 +177,17 @@ def _lfq(config: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
         "temperature": 0.01,
         "batch_entropy": "group",
         "clamp_log": True,
-    }, config.get("projection_has_bias", True)
+    }
 
 
-def _sim(config: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    trick = config.get("rotation_trick", True)
+def _sim(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "_target_": f"{QUANTIZERS}.simvq.SimVQ",
         "codes": config["codebook_size"],
         "dim": config["dim"],
         "base_dim": config.get("frozen_codebook_dim"),
-        "gradient": "rotation" if trick else "straight_through",
-    }, True
+        "gradient": "rotation" if config.get("rotation_trick", True) else "straight_through",
+    }
 
 
 _MAKERS = {
@@ -230,9 +216,11 @@ def loss_weights(name: str, config: Mapping[str, Any]) -> dict[str, float]:
     return {"commitment": weight}
 
 
-_PROJECTIONS: list[Rule] = [
-    (r"project_in\.(weight|bias)", r"into.\1"),
-    (r"project_out\.(weight|bias)", r"back.\1"),
+_PROJECTIONS: list[Rule] = [(r"project_in\.(.+)", r"into.\1"), (r"project_out\.(.+)", r"back.\1")]
+_OTHERS: list[Rule] = [
+    (r"mask", None),
+    (r"frozen_codebook", "base"),
+    (r"code_transform\.weight", "transform.weight"),
 ]
 _CODEBOOK = {"embed": "codebook", "cluster_size": "count", "embed_avg": "total"}
 
@@ -254,12 +242,7 @@ def quantizer_weights(
     if name in ("VectorQuantize", "ResidualVQ"):
         found = _codebook_weights(rest, inner, source=source)
     else:
-        rules: list[Rule] = [
-            (r"mask", None),
-            (r"frozen_codebook", "base"),
-            (r"code_transform\.weight", "transform.weight"),
-        ]
-        found = rename(rest, rules, source=source)
+        found = rename(rest, _OTHERS, source=source)
     prefix = "quantizer." if projected else ""
     found = {f"{prefix}{k}": v for k, v in found.items()}
     return found | rename(outer, _PROJECTIONS, source=source)
