@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from argen.errors import IncompatibleError, UserError
 from argen.generators.conditioning import Cond, Conditioner
 from argen.generators.heads import CategoricalHead, Head
-from argen.generators.next_token import NextToken
+from argen.generators.next_token import NextToken, condition_vector
 from argen.generators.plan import Plan
 from argen.layers.adaln import AdaLNBlock, AdaNorm, Modulation
 from argen.layers.cache import KVCache, Window
@@ -214,9 +214,7 @@ class GPT(NextToken):
         }
         vector_R1D = None
         if self.adaln:
-            if cond.vector_BD is None:
-                raise UserError("adaln needs a condition vector; use a class conditioner.")
-            vector_R1D = cond.vector_BD[:, None]
+            vector_R1D = condition_vector(cond)[:, None]
             attention["cond"] = (
                 vector_R1D if self.modulation is None else self.modulation(vector_R1D)
             )

@@ -14,15 +14,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from argen.errors import IncompatibleError, UserError
 from argen.generators.base import LossOutput
 from argen.generators.conditioning import Cond, Conditioner
 from argen.generators.heads import CategoricalHead
-from argen.generators.next_token import NextToken, arrange, positions_of, restore
+from argen.generators.next_token import (
+    NextToken,
+    arrange,
+    condition_vector,
+    positions_of,
+    restore,
+)
 from argen.generators.plan import Plan
 from argen.layers.adaln import AdaLNBlock, AdaNorm, Modulation
 from argen.layers.cache import KVCache, Window
+from argen.layers.masks import Predicate, causal, text_masked
 from argen.layers.noise import Noise
 from argen.spec import CodeSpec
 
@@ -34,7 +42,8 @@ class RAR(NextToken):
 
     Args:
         spec: discrete codes with one id a position.
-        conditioner: gives one prefix token and the vector that modulates every block.
+        conditioner: gives the prefix, and the vector that modulates every block (of text, the
+            mean of its tokens).
         dim: model width D.
         layers: number of blocks.
         heads: attention heads.
@@ -177,9 +186,14 @@ class RAR(NextToken):
         metrics = {"bits_per_code": loss.detach() / math.log(2)}
         return LossOutput(loss, metrics, restore(nll, order))
 
+    def _pattern(self, cond: Cond) -> Predicate:
+        if cond.mask_BT is None:
+            return causal
+        return text_masked(F.pad(cond.mask_BT.bool(), (1, 0), value=True))
+
     def _prefix(self, cond: Cond, order: Tensor | None) -> Tensor:
         if cond.tokens_BTD is None:
-            raise UserError("RAR needs a condition token; use a class conditioner.")
+            raise UserError("RAR needs condition tokens; use a class or text conditioner.")
         R, T = len(cond), self.prefix_length
         cls_R1D = self.cls_token.to(cond.tokens_BTD.dtype).expand(R, 1, -1)
         x_RTD = torch.cat((cls_R1D, cond.tokens_BTD), dim=1) + self.positions[:T]
@@ -206,10 +220,8 @@ class RAR(NextToken):
         cache: KVCache | None = None,
         window: Window | None = None,
     ) -> Tensor:
-        if cond.vector_BD is None:
-            raise UserError("RAR modulates its blocks with a condition vector: use classes.")
         rows = slots.clamp(max=self.prefix_length + self.spec.length - 1)
-        vector_RnD = cond.vector_BD[:, None] + self.steps[rows]
+        vector_RnD = condition_vector(cond)[:, None] + self.steps[rows]
         for layer, block in enumerate(self.blocks):
             x_RnD = block(
                 x_RnD,

@@ -9,6 +9,7 @@ from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
 from argen.errors import IncompatibleError, UserError
+from argen.generators.conditioning import TextFeatures
 from argen.layers.noise import SeededNoise
 from argen.spec import CodeSpec, Segment
 
@@ -131,6 +132,31 @@ def test_drawing_in_a_random_order_follows_the_model():
     torch.testing.assert_close(
         drawn, forced.gather(1, orders[..., None].expand_as(forced)), rtol=1e-4, atol=1e-4
     )
+
+
+@torch.no_grad()
+def test_text_stands_before_the_codes():
+    text = {
+        "_target_": "argen.generators.conditioning.TextConditioner",
+        "feature_dim": 9,
+        "dim": 64,
+        "length": 4,
+    }
+    model, codes, orders = make(conditioner=text), codes_of(GRID, 2), orders_of(GRID, 2)
+    features = torch.randn(2, 4, 9)
+    mask = torch.tensor([[False, True, True, True], [True, True, True, True]])
+    cond = model.conditioner(TextFeatures(features, mask))
+    forced = model.score(codes, cond, order=orders)
+    drawn, state, steps = codes.gather(1, orders), model.start(cond, order=orders), []
+    for step in range(16):
+        steps.append(model.predict(state))
+        model.commit(state, drawn[:, step : step + 1])
+    expected = forced.gather(1, orders[..., None].expand_as(forced))
+    torch.testing.assert_close(torch.cat(steps, dim=1), expected, rtol=1e-4, atol=1e-4)
+    # Padding is not heard.
+    features[0, 0] = 5.0
+    padded = model.score(codes, model.conditioner(TextFeatures(features, mask)), order=orders)
+    torch.testing.assert_close(padded, forced)
 
 
 def test_bad_orders_and_codes_are_refused():
