@@ -33,10 +33,15 @@ def perturbed(module, scale=0.05):
 
 
 @cache
-def tokenizer_spec(name):
-    """Return the codes of a preset without making its weights."""
+def meta_tokenizer(name) -> Tokenizer:
+    """Return a preset's network without memory for its weights."""
     with torch.device("meta"):
-        return build(preset("tokenizer", name)).spec
+        return build(preset("tokenizer", name))
+
+
+def tokenizer_spec(name):
+    """Return the codes of a preset."""
+    return meta_tokenizer(name).spec
 
 
 def make_tokenizer(name, *, seed=0) -> Tokenizer:
@@ -73,8 +78,8 @@ def family(name):
 
 
 @cache
-def partner(name, tokenizers=None):
-    """Return the first tokenizer preset whose codes a generator preset accepts.
+def fitted(name, tokenizers=None):
+    """Return the first tokenizer preset that a generator preset accepts, and it on no device.
 
     Presets of the same family are tried first; `tokenizers` limits the search to those presets.
     """
@@ -86,12 +91,17 @@ def partner(name, tokenizers=None):
         try:
             with torch.device("meta"):
                 generator = build(generator_config(name, other))
-                generator.bind(build(preset("tokenizer", other)))
+                generator.bind(meta_tokenizer(other))
         except UserError as error:
             refusals.append(f"{other}: {error}")
         else:
-            return other
+            return other, generator
     raise AssertionError(f"No tokenizer preset fits generator={name}.\n" + "\n".join(refusals))
+
+
+def partner(name):
+    """Return the first tiny tokenizer preset whose codes a generator preset accepts."""
+    return fitted(name, tuple(tiny("tokenizer")))[0]
 
 
 def condition(generator, rows, *, seed=0):

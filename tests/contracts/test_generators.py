@@ -33,7 +33,7 @@ pytestmark = pytest.mark.parametrize("name", NAMES)
 
 
 def make(name, *, seed=0, **conditioner):
-    return make_generator(name, partner(name, tuple(tiny("tokenizer"))), seed=seed, **conditioner)
+    return make_generator(name, partner(name), seed=seed, **conditioner)
 
 
 @cache
@@ -297,7 +297,7 @@ def test_bfloat16_loss_is_close(name):
 
 
 def test_guidance_needs_a_null_condition(name):
-    tokenizer = partner(name, tuple(tiny("tokenizer")))
+    tokenizer = partner(name)
     if "ClassConditioner" not in generator_config(name, tokenizer)["conditioner"]["_target_"]:
         pytest.skip("captions always have a null twin")
     generator = make(name, drop_rate=0.0, null_row=False)

@@ -3,13 +3,12 @@
 import re
 
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
-from shipped import generator_config, partner, tokenizer_spec
+from shipped import fitted, meta_tokenizer
 
-from argen.build import META, build
+from argen.build import META
 from argen.configs import config_dir, preset, preset_names
 from argen.generators.base import Generator
 from argen.tokenizers.base import Tokenizer
@@ -21,32 +20,31 @@ OWN = ("tiny_", "quickstart_", "emoji_")
 PUBLISHED = [(group, name) for group, name in ALL if not name.startswith(OWN)]
 
 
-@pytest.fixture(autouse=True)
-def _no_hydra_left_over():
+@pytest.fixture(scope="module")
+def composer():
+    """Return Hydra's compose, set up once."""
     GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        yield compose
 
 
 @pytest.mark.parametrize(("group", "name"), ALL)
-def test_composes(group, name):
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        node = compose(overrides=[f"+{group}={name}"])[group]
+def test_composes(composer, group, name):
+    node = composer(overrides=[f"+{group}={name}"])[group]
     assert OmegaConf.to_container(node, resolve=True) == preset(group, name)
 
 
 @pytest.mark.parametrize("name", preset_names("tokenizer"))
 def test_tokenizer_is_built(name):
-    with torch.device("meta"):
-        tokenizer = build(preset("tokenizer", name))
+    tokenizer = meta_tokenizer(name)
     assert isinstance(tokenizer, Tokenizer)
-    spec = tokenizer_spec(name)
-    assert spec.length > 0
+    assert tokenizer.spec.length > 0
     assert all(parameter.is_meta for parameter in tokenizer.parameters())
 
 
 @pytest.mark.parametrize("name", preset_names("generator"))
 def test_generator_is_built(name):
-    with torch.device("meta"):
-        generator = build(generator_config(name, partner(name)))
+    _, generator = fitted(name)
     assert isinstance(generator, Generator)
     generator.plan.check(generator.spec)
     assert all(parameter.is_meta for parameter in generator.parameters())
