@@ -119,27 +119,31 @@ class ModelDrafter(Drafter):
         number: int,
     ) -> Draft:
         """Draw k codes one after another, none of them committed yet."""
-        head = self.generator.head
-        G = len(head.id_sizes)
-        codes = torch.zeros(len(width_B), k, G, dtype=torch.long, device=width_B.device)
-        laws = [codes.new_zeros(len(width_B), 0, G, 1)]
-        guided = memory.weight_L is not None
-        for i in range(k):
-            before = twice(head.to_codes(codes[:, :i]), guided) if i else None
+        head, guided = self.generator.head, memory.weight_L is not None
+        B, G = len(width_B), len(head.id_sizes)
+        ids = torch.zeros(B, k, G, dtype=torch.long, device=width_B.device)
+        laws = []
+        # One pass more than drafts: the last draft must be in the cache too, should it be kept.
+        for i in range(k + 1 if k else 0):
+            before = twice(head.to_codes(ids[:, :i]), guided) if i else None
             params = self.generator.predict(memory.state, before)
+            if i == k:
+                break
             step = memory.length_B[:, None] + i
             law = Laws(head, params[:, -1:], step, memory.weight_L, memory.filters)
             for g in range(G):
-                codes[:, i : i + 1, g] = draws.choose(
-                    law.given(codes[:, i : i + 1])[:, :, g],
+                ids[:, i : i + 1, g] = draws.choose(
+                    law.given(ids[:, i : i + 1])[:, :, g],
                     positions[:, i : i + 1],
                     use=use_of(DRAFT, number),
                     matters=(i < width_B)[:, None],
                     sub=g,
                     subs=G,
                 )
-            laws.append(law.given(codes[:, i : i + 1]))
-        return Draft(codes, torch.cat(laws[1:] or laws, dim=1), width_B)
+            laws.append(law.given(ids[:, i : i + 1]))
+        if not laws:
+            return Draft(ids, ids.new_zeros(B, 0, G, 1), width_B)
+        return Draft(ids, torch.cat(laws, dim=1), width_B)
 
     def observe(self, memory: DraftModel, verdict: Verdict) -> DraftModel:
         """Commit what became final."""

@@ -154,14 +154,18 @@ class Table(Generator):
         tables = [torch.randn(s, generator=source, dtype=torch.float64) * 1.5 for s in shapes]
         return cls(tables, subs=subs)
 
+    def numbered(self, codes: Tensor, cond: Cond) -> Tensor:
+        """Return the class, step and past (B, L, 3) of every position of codes."""
+        return self._params(_labels(cond), codes, None)
+
     def loss(self, codes: Tensor, cond: Cond, *, noise: Noise | None = None) -> LossOutput:
         """Return the mean cross entropy in nats."""
-        nll_BL = self.head.loss(self._params(_labels(cond), codes, 0), codes)
+        nll_BL = self.head.loss(self.numbered(codes, cond), codes)
         return LossOutput(nll_BL.mean(), nll=nll_BL)
 
     def score(self, codes: Tensor, cond: Cond) -> Tensor:
         """Return logits (B, L, V), or (B, L, G, V), of every position given the ones before it."""
-        logits = self.head.conditional(self._params(_labels(cond), codes, 0), codes)
+        logits = self.head.conditional(self.numbered(codes, cond), codes)
         return logits if self.head.subs > 1 else logits[:, :, 0]
 
     def start(self, cond: Cond, *, longest_draft: int = 0) -> TableState:
@@ -191,8 +195,8 @@ class Table(Generator):
         state.codes_RLG = torch.where(new, codes.gather(1, index), state.codes_RLG)
         state.length_R = (state.length_R + counts).clamp(max=self.spec.length)
 
-    def _params(self, label_R: Tensor, codes: Tensor, steps: Tensor | int) -> Tensor:
-        """Number the past of steps (R, n) of codes (R, L', G); all steps of codes when 0."""
+    def _params(self, label_R: Tensor, codes: Tensor, steps: Tensor | None) -> Tensor:
+        """Number the past of steps (R, n) of codes (R, L', G), or of all steps."""
         codes = codes if codes.ndim == 3 else codes[..., None]
         weight = self.head.vocab_size ** torch.arange(self.head.subs - 1, -1, -1)
         symbol_RL = (codes * weight).sum(-1)
@@ -201,7 +205,7 @@ class Table(Generator):
             number = number * self.head.vocab_size**self.head.subs + symbol_RL[:, s]
             past.append(number)
         past_RL = torch.stack(past, dim=1)
-        if isinstance(steps, int):
+        if steps is None:
             steps = torch.arange(past_RL.shape[1]).expand_as(past_RL)
         number_Rn = past_RL.gather(1, steps)
         return torch.stack((label_R[:, None].expand_as(steps), steps, number_Rn), dim=-1)
