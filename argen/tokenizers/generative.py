@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from argen.layers.noise import Noise, SeededNoise
-from argen.tokenizers.cnn import Decoder
+from argen.tokenizers.base import TokenizerOutput
+from argen.tokenizers.cnn import CNNTokenizer, Decoder
 
 USE = 1  # tells the decoder's draws from those of a stochastic encoder at the same position
 
@@ -41,6 +42,36 @@ class GenerativeDecoder(Decoder):
             drawn = source.normal(positions, (C,), use=USE).to(z.dtype)  # B hw C
             drawn = drawn.transpose(1, 2).reshape(B, C, h, w)
         return self.body(self.conv_in(torch.cat((self.norm_in(z), drawn), dim=1)), z)
+
+
+class SecondStage(CNNTokenizer):
+    """A `CNNTokenizer` of which only the decoder learns; encoder and quantiser stand still.
+
+    Args:
+        options: as in `CNNTokenizer`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for part in (self.encoder, self.quant_conv, self.quantizer):
+            part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> SecondStage:
+        """Set the mode of the decoder; what stands still stays in evaluation."""
+        super().train(mode)
+        self.encoder.eval()
+        self.quantizer.eval()
+        return self
+
+    def forward(self, images: Tensor, *, noise: Noise | None = None) -> TokenizerOutput:
+        """Reconstruct images (B, 3, H, W); there is no loss but theirs."""
+        with torch.no_grad():
+            z = self.latents(images)
+            quantized = self.quantizer(z, noise=noise)
+        codes = quantized.codes if self.quantizer.kind == "binary" else quantized.ids
+        return TokenizerOutput(
+            images=self.decode_latents(quantized.z, noise=noise), ids=codes, latents=z
+        )
 
 
 def from_plain(weights: Mapping[str, Tensor], *, prefix: str = "decoder.") -> dict[str, Tensor]:

@@ -74,6 +74,25 @@ def test_generative_decoder_needs_the_same_noise_for_the_same_picture():
     assert not torch.equal(tokenizer(images).images, tokenizer(images).images)
 
 
+def test_second_stage_trains_the_decoder_alone():
+    torch.manual_seed(0)
+    config = preset("tokenizer", "tiny_wetok")
+    config["_target_"] = "argen.tokenizers.generative.SecondStage"
+    tokenizer = build(config).train()
+    assert not tokenizer.encoder.training
+    assert tokenizer.decoder.training
+    before = {k: v.clone() for k, v in tokenizer.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in tokenizer.parameters() if p.requires_grad], lr=0.1)
+    output = tokenizer(torch.rand(2, 3, 16, 16) * 2 - 1)
+    assert output.losses == {}
+    output.images.square().mean().backward()
+    optimizer.step()
+    moved = {
+        k.partition(".")[0] for k, v in tokenizer.state_dict().items() if (v != before[k]).any()
+    }
+    assert moved == {"decoder"}
+
+
 def test_generative_decoder_starts_as_the_plain_one():
     torch.manual_seed(0)
     config = preset("tokenizer", "tiny_wetok")

@@ -196,7 +196,8 @@ def test_presets(name, images, monkeypatch):
     ours = build(config)
     step = max(ours.discriminator_start, ours.strength.begin) + ours.strength.steps
     images = nn.functional.interpolate(images[:2], size=24)
-    own = {name: images.mean() for name in ("codebook", "commitment", "kl") if name in ours.weights}
+    names = ("codebook", "commitment", "kl", "indecision")
+    own = {name: images.mean() for name in names if name in ours.weights}
     assert own
     output = TokenizerOutput(images=(images * 0.5).requires_grad_(), losses=own)
     total, terms = ours.tokenizer_loss(images, output, step=step, last_layer=output.images)
