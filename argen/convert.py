@@ -11,6 +11,9 @@ from argen.errors import UserError, suggest
 
 def main(config: Any) -> None:
     """Import, check, save."""
+    from contextlib import suppress
+
+    from argen.errors import CheckpointError
     from argen.pipeline import Pipeline
     from argen.train import plain
 
@@ -20,6 +23,12 @@ def main(config: Any) -> None:
     for key in ("tokenizer_ckpt", "ckpt"):
         if settings[key] is not None:
             parts |= _import(importer, settings, key)
+    if "tokenizer" not in parts and settings["ckpt"] is not None:
+        # Many a generator's file carries its tokenizer along.
+        with suppress(CheckpointError):
+            parts |= _import(
+                importer, {**settings, "tokenizer_ckpt": settings["ckpt"]}, "tokenizer_ckpt"
+            )
     if "tokenizer" not in parts:
         raise UserError(
             "A generator needs its tokenizer: add tokenizer_ckpt=FILE, or give a tokenizer as ckpt."
@@ -71,7 +80,8 @@ def _import(importer: Any, settings: dict[str, Any], key: str) -> dict[str, Any]
 
     path = settings[key]
     checkpoint = read_weights(path, trust=settings["trust"])
-    kinds = ["tokenizer"] if key == "tokenizer_ckpt" else ["tokenizer", "generator"]
+    # A generator's file may hold a tokenizer too, but never the other way round.
+    kinds = ["tokenizer"] if key == "tokenizer_ckpt" else ["generator", "tokenizer"]
     refusals = []
     for kind in kinds:
         function = getattr(importer, f"import_{kind}", None)

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from argen.errors import CheckpointError, UserError
-from argen.interop.base import Imported, Rule, StateDict, rename, unwrap
-from argen.interop.open_magvit2_ar import block_rules, count, grid_of, kv_heads, published_heads
+from argen.interop.base import Imported, Rule, StateDict, count, rename, unwrap
+from argen.interop.open_magvit2_ar import block_rules, grid_of, kv_heads, published_heads
 from argen.spec import CodeSpec, Segment
 
 WRAPPERS = ("model", "state_dict", "module")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from argen.interop import taming
 from argen.interop.base import Imported, StateDict, unwrap
+from argen.interop.ibq_ar import import_generator as import_generator
 
 
 def tokenizer_weights(

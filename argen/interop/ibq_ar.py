@@ -8,12 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from argen.errors import CheckpointError
-from argen.interop.base import Imported, Rule, StateDict, rename, unwrap
+from argen.interop.base import Imported, Rule, StateDict, count, rename, unwrap
 from argen.interop.open_magvit2_ar import (
     OTHERS,
     WRAPPERS,
     block_rules,
-    count,
     grid_of,
     kv_heads,
     published_heads,

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from argen.errors import CheckpointError, UserError
 from argen.interop.base import Imported, Rule, StateDict, rename, unwrap
+from argen.interop.open_magvit2_ar import import_generator as import_generator
+from argen.interop.open_magvit2_ar import sub_token_bits
 from argen.interop.taming import ema_weights
 
 WRAPPERS = ("state_dict", "model")
@@ -151,8 +153,10 @@ def import_tokenizer(
         image_size: side of the pictures.
         ema: take the averaged copies; by default where the file has any, as the released
             evaluation does. A generator's file holds the plain weights it was trained with.
-        split: bits of each sub-token, [6, 12] for the released generators.
+        split: bits of each sub-token, [6, 12] for the released generators; read off a generator's
+            file when None.
     """
+    split = split or sub_token_bits(checkpoint)
     weights, ema = read(checkpoint, source=source, ema=ema)
     config = read_config(weights)
     config |= {"token_factorization": split is not None, "factorized_bits": split}

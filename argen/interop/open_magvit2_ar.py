@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from argen.errors import CheckpointError, UserError
-from argen.interop.base import Imported, Rule, StateDict, rename, unwrap
+from argen.interop.base import Imported, Rule, StateDict, count, rename, unwrap
 from argen.spec import CodeSpec, Segment
 
 WRAPPERS = ("state_dict",)
@@ -172,6 +172,17 @@ def import_generator(
     return Imported(config, generator_weights(weights, source=source), source)
 
 
+def sub_token_bits(checkpoint: Any) -> list[int] | None:
+    """Return the bits of each sub-token that a generator's file was trained on, if it is one."""
+    weights = unwrap(checkpoint, keys=WRAPPERS, source="the checkpoint")
+    heads = [k for k in weights if re.fullmatch(r"transformer\.head\.\d+\.weight", k)]
+    if not heads:
+        return None
+    return [
+        weights[f"transformer.head.{g}.weight"].shape[0].bit_length() - 1 for g in range(len(heads))
+    ]
+
+
 def kv_heads(wqkv: Tensor, heads: int) -> int:
     """Return the key/value heads of a fused projection ((heads + 2 kv) hd, heads hd)."""
     rows, dim = wqkv.shape
@@ -193,11 +204,3 @@ def published_heads(
             f"{source} has {layers} layers of width {dim}, not a published size; pass heads=N."
         )
     return found
-
-
-def count(weights: Mapping[str, Tensor], pattern: str) -> int:
-    """Return one more than the largest number a key pattern captures."""
-    found = [int(m.group(1)) for key in weights if (m := re.fullmatch(pattern, key))]
-    if not found:
-        raise CheckpointError(f"No key matches {pattern}; this is a checkpoint of another model.")
-    return max(found) + 1

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from argen.errors import CheckpointError
 from argen.interop.base import Imported, Rule, StateDict, rename, unwrap
+from argen.interop.maskgit_vqgan import import_tokenizer as import_tokenizer
 from argen.spec import CodeSpec, Segment
 
 WRAPPERS = ("model", "state_dict", "module")
@@ -50,12 +51,19 @@ def generator_weights(weights: Mapping[str, Tensor], *, source: str = "RAR") -> 
     return found
 
 
-def generator_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate the YAML configuration (`model.vq_model`, `model.generator`)."""
+def generator_config(
+    config: Mapping[str, Any], *, grid: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """Translate the YAML configuration (`model.vq_model`, `model.generator`).
+
+    Args:
+        config: the configuration.
+        grid: (h, w) of the codes; when None a square one, or a line if there is none.
+    """
     model = config.get("model", config)
     network, length = model["generator"], model["generator"]["image_seq_len"]
     side = math.isqrt(length)
-    shape = (side, side) if side * side == length else (1, length)
+    shape = grid or ((side, side) if side * side == length else (1, length))
     spec = CodeSpec(
         "discrete",
         (
@@ -88,17 +96,35 @@ def generator_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def import_generator(checkpoint: Any, *, source: str) -> Imported:
-    """Import a released `rar_*.bin`; every size is read off the weights."""
+def import_generator(
+    checkpoint: Any,
+    *,
+    source: str,
+    image_size: int = 256,
+    factor: int = 16,
+    code_dim: int = 256,
+) -> Imported:
+    """Import a released `rar_*.bin`; every size is read off the weights.
+
+    Args:
+        checkpoint: what the file holds.
+        source: the file, for messages.
+        image_size: side of the pictures.
+        factor: the tokenizer's down-sampling; where the number of codes is not that of the grid
+            these two give, they are taken for a line, as of TiTok.
+        code_dim: width of the tokenizer's codebook; 256 for MaskGIT-VQGAN, the published one.
+    """
     weights = unwrap(checkpoint, keys=WRAPPERS, source=source)
     if "target_aware_pos_embed" not in weights:
         raise CheckpointError(f"{source} is not a RAR generator: no target_aware_pos_embed.")
     vocab, dim = weights["lm_head.weight"].shape
     length = weights["pos_embed"].shape[1] - SPARE_POSITIONS
+    side = image_size // factor
+    grid = (side, side) if side * side == length else (1, length)
     layers = {m[1] for key in weights if (m := re.match(r"blocks\.(\d+)\.", key))}
     config = generator_config(
         {
-            "vq_model": {"codebook_size": vocab},
+            "vq_model": {"codebook_size": vocab, "token_size": code_dim},
             "generator": {
                 "hidden_size": dim,
                 "num_hidden_layers": len(layers),
@@ -107,6 +133,7 @@ def import_generator(checkpoint: Any, *, source: str) -> Imported:
                 "image_seq_len": length,
                 "condition_num_classes": weights["embeddings.weight"].shape[0] - vocab - 2,
             },
-        }
+        },
+        grid=grid,
     )
     return Imported(config, generator_weights(weights, source=source), source)

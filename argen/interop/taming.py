@@ -21,6 +21,7 @@ from argen.interop.base import (
     reverse_levels,
     unwrap,
 )
+from argen.interop.net2net import import_generator as import_generator
 
 WRAPPERS = ("state_dict", "model")
 BETA = 0.25

@@ -10,6 +10,7 @@ from torch import Tensor
 from argen.errors import UserError
 from argen.interop import open_magvit2
 from argen.interop.base import Imported, StateDict
+from argen.interop.open_magvit2_ar import import_generator as import_generator
 
 
 def tokenizer_weights(

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from argen.errors import CheckpointError, UserError
 from argen.generators.orders import grid_order
-from argen.interop import net2net, open_magvit2_ar, rar
+from argen.interop import ibq, net2net, open_magvit2, open_magvit2_ar, rar, taming, wetok
+from argen.pipeline import Pipeline
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -35,8 +36,10 @@ def same(found, expected):
 
 def test_rar():
     weights, config = recorded("rar")
-    imported = rar.import_generator(weights, source="file")
+    imported = rar.import_generator(weights, source="file", image_size=64)
     same(imported.config, rar.generator_config(config))
+    line = rar.import_generator(weights, source="file", image_size=256).config["spec"]
+    assert line["segments"][0]["shape"] == [1, 16]
     model = imported.build()
     assert model.positions.shape[0] == 16 + 1024
     with pytest.raises(CheckpointError, match="target_aware"):
@@ -59,6 +62,31 @@ def test_open_magvit2_and_wetok(name):
         open_magvit2_ar.import_generator(weights, source="file")
     with pytest.raises(CheckpointError, match="inter and intra"):
         open_magvit2_ar.import_generator({"a": torch.zeros(1)}, source="file")
+
+
+@pytest.mark.parametrize(
+    ("name", "importer", "heads"),
+    [
+        ("open-magvit2-ar", open_magvit2, 2),
+        ("wetok-ar", wetok, 2),
+        ("ibq-ar", ibq, 2),
+        ("taming-net2net", taming, 4),
+    ],
+)
+def test_a_generators_file_holds_its_tokenizer(name, importer, heads):
+    weights, _ = recorded(name)
+    options = {"image_size": 8}
+    grouped = {"group_bits": 4} if importer is wetok else {}
+    size = {"ids": 10} if importer is taming else {}
+    pipe = Pipeline(
+        tokenizer=importer.import_tokenizer(weights, source="file", **options, **grouped).build(),
+        generator=importer.import_generator(
+            weights, source="file", factor=2, heads=heads, **options, **size
+        ).build(),
+    )
+    samples = pipe([1, 4], n=1, temperature=0.5)
+    assert samples.images.shape == (2, 3, 8, 8)
+    pipe.tokenizer.spec.check(samples.codes)
 
 
 def test_net2net_reads_order_and_mask_off_the_file():
