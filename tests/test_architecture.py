@@ -166,6 +166,12 @@ def test_no_drawer_for_odds_and_ends():
     assert not [path for path in FILES if path.stem in forbidden or path.parent.name in forbidden]
 
 
+def test_test_files_have_names_of_their_own():
+    # Folders of tests are no packages, so pytest tells files apart by name alone.
+    names = sorted(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert len(set(names)) == len(names), [a for a, b in zip(names, names[1:]) if a == b]
+
+
 def tracked_files():
     """Return what is committed; everything but hidden and built files outside a checkout."""
     done = subprocess.run(
