@@ -36,7 +36,7 @@ from argen.training.tokenizer_task import TokenizerTask
 
 log = logging.getLogger(__name__)
 # What a finished stage depends on.
-TOKENIZER_KEYS = ("data", "tokenizer", "fit", "optim", "losses", "quantizer_losses", "seed")
+TOKENIZER_KEYS = ("data", "tokenizer", "fit", "optim", "objective", "seed")
 GENERATOR_KEYS = ("generator", "fit", "optim", "samples", "seed")
 BITS_PER_NAT = 1.4426950408889634
 
@@ -97,10 +97,10 @@ class Recipe:
             tokenizer,
             optim=optim,
             steps=fit_settings.steps,
-            losses=stage["losses"],
-            quantizer_losses=stage["quantizer_losses"],
+            objective=build(stage["objective"]),
             seed=self.seed,
         )
+        self._begin(directory, settings)
         shown = torch.stack([source.val[i]["image"] for i in range(min(32, len(source.val)))])
         seconds = fit(
             task,
@@ -149,6 +149,7 @@ class Recipe:
         optim = build(stage["optim"])
         task = GeneratorTask(generator, optim=optim, steps=fit_settings.steps, seed=self.seed)
         defaults = {k: v for k, v in stage["samples"].items() if k != "per_class"}
+        self._begin(directory, settings)
         grid = SampleGrid(tokenizer, classes, directory / "grids", settings=defaults)
         seconds = fit(
             task,
@@ -306,14 +307,17 @@ class Recipe:
                     f"{directory} was trained with other settings ({', '.join(changed[:4])}). "
                     "Choose another name=, or delete that directory to train again."
                 )
-        else:
-            write_json(marker, {"key": key, "settings": settings})
         done = directory / "finished.json"
         if done.is_file():
             self.seconds[directory.name] = float(read_json(done)["seconds"])
             log.info("%s: finished, see %s", directory.name, directory)
             return True
         return False
+
+    def _begin(self, directory: Path, settings: dict[str, Any]) -> None:
+        """Note what a stage is trained with, once everything it needs is there."""
+        marker = {"key": self._key(settings), "settings": settings}
+        write_json(directory / "settings.json", marker)
 
     def _finish(self, directory: Path, settings: dict[str, Any], seconds: float) -> None:
         self.seconds[directory.name] = seconds

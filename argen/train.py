@@ -7,7 +7,7 @@ from typing import Any
 from argen.app import require_writable, run, show
 from argen.errors import UserError
 
-STAGE_KEYS = ("fit", "optim", "losses", "quantizer_losses", "seed")
+STAGE_KEYS = ("fit", "optim", "objective", "seed")
 
 
 def main(config: Any) -> None:

@@ -93,6 +93,10 @@ class Tokenizer(nn.Module, ABC):
         """Return the weight that adaptive loss balancing differentiates; None if there is none."""
         return None
 
+    def encoder_last_layer(self) -> Tensor | None:
+        """Return the encoder's last weight, for balancing losses of the latents; None if none."""
+        return None
+
     def check_images(self, images: Tensor) -> None:
         """Raise `UserError` unless `images` can be encoded."""
         if images.ndim != 4 or images.shape[1] != 3:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
@@ -20,6 +20,7 @@ from argen.errors import UserError
 from argen.training.ema import EMA
 from argen.training.progress import progress
 from argen.training.stream import Stream
+from argen.training.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class FitSettings:
 
 
 def fit(
-    task: LightningModule,
+    task: Task,
     stream: Stream,
     settings: FitSettings,
     *,
@@ -100,6 +101,7 @@ def fit(
         callbacks=[progress(title), timer, *callbacks, checkpoint, *([ema] if ema else [])],
         default_root_dir=directory,
     )
+    task.log_every = int(options.get("log_every_n_steps", task.log_every))
     if settings.compile:
         task.compile()
     last = directory / "checkpoints" / "last.ckpt"
@@ -150,6 +152,8 @@ def _quiet() -> None:
         ".*set_vital.*",
         ".*`Trainer.fit.*mid-epoch.*",
         ".*is smaller than the logging interval.*",
+        ".*in eval mode at the start of training.*",  # frozen perceptual networks
+        "(?s).*Using ModelCheckpoint with manual optimization.*",
         ".*The `?srun`? command is available.*",
     ):
         warnings.filterwarnings("ignore", pattern)

@@ -24,6 +24,8 @@ class Task(LightningModule):
         seed: names the random draws.
     """
 
+    log_every = 50  # steps between detailed logs; `fit` sets it to the trainer's
+
     def __init__(self, *, optim: Optim, steps: int, seed: int = 0) -> None:
         super().__init__()
         self.optim, self.steps, self.seed = optim, steps, seed
@@ -33,7 +35,7 @@ class Task(LightningModule):
         """What is trained."""
         raise AttributeError("a task names its network")
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """Return the optimiser and its per-step schedule."""
         optimizer = self.optim.optimizer(self.network)
         scheduler = self.optim.scheduler(optimizer, steps=self.steps)
@@ -49,17 +51,16 @@ class Task(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradient; Lightning's own clipping refuses fused optimisers."""
         if self.optim.clip > 0:
-            norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.optim.clip)
-            if self.logging_step:
-                self.log("grad_norm", norm)
+            stepped = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(stepped, self.optim.clip)
 
     @property
     def logging_step(self) -> bool:
-        """Whether this step's details are logged."""
-        return self.global_step % self.trainer.log_every_n_steps == 0
+        """Whether loggers write after this step, so that its details are worth computing."""
+        return (self.global_step + 1) % self.log_every == 0
 
     def log_details(self, values: dict[str, Any], batch_size: int) -> None:
         """Log named values, the learning rate and the number of images seen."""
         self.log_dict({f"train/{name}": value for name, value in values.items()})
-        self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         self.log("images_seen", float(self.global_step * batch_size * self.trainer.world_size))

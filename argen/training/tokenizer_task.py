@@ -1,128 +1,127 @@
-"""Stage 1: train a tokenizer to reconstruct pictures."""
+"""Stage 1: train a tokenizer to reconstruct pictures, with a discriminator if there is one."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-from argen.errors import UserError, suggest
-from argen.tokenizers.base import Tokenizer, TokenizerOutput
+from argen.tokenizers.base import Tokenizer
+from argen.tokenizers.objective import Objective
+from argen.tokenizers.schedules import apply_step
+from argen.tokenizers.usage import CodeUsage
 from argen.training.optim import Optim
 from argen.training.task import Task
 
-RECONSTRUCTION = {"l1": F.l1_loss, "l2": F.mse_loss}
-
 
 class TokenizerTask(Task):
-    """Minimises a weighted sum of named losses.
+    """Minimises an objective; the discriminator, if there is one, takes the second step.
 
-    Every loss is logged unweighted.
+    Every term is logged unweighted. `global_step` counts batches: only the tokenizer's optimiser
+    moves it.
 
     Args:
         tokenizer: what is trained.
-        optim: optimiser and schedule.
+        objective: its losses, and the discriminator.
+        optim: optimiser and schedule of the tokenizer.
+        discriminator_optim: those of the discriminator; the tokenizer's when None.
         steps: optimiser steps of the whole run.
-        losses: weight of each loss: `l1` and `l2` compare pictures, others are the tokenizer's
-            own; each must exist.
-        quantizer_losses: weights of the tokenizer's own losses (`codebook`, `commitment`,
-            `entropy`, ...), used for those it has.
         seed: names the random draws.
     """
+
+    automatic_optimization = False
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         *,
+        objective: Objective,
         optim: Optim,
         steps: int,
-        losses: Mapping[str, float],
-        quantizer_losses: Mapping[str, float],
+        discriminator_optim: Optim | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(optim=optim, steps=steps, seed=seed)
-        self.tokenizer = tokenizer
-        self.loss_weights = {name: float(weight) for name, weight in losses.items()}
-        self.own_weights = {name: float(weight) for name, weight in quantizer_losses.items()}
-        if not any(self.loss_weights.get(name) for name in RECONSTRUCTION):
-            raise UserError("A tokenizer needs a reconstruction loss: set losses.l1 or losses.l2.")
-        self._seen: list[tuple[Tensor, Tensor]] = []
-        self._ids: list[Tensor] = []
+        self.automatic_optimization = False
+        self.tokenizer, self.objective = tokenizer, objective
+        self.discriminator_optim = discriminator_optim or optim
+        self._errors: list[Tensor] = []
+        self._usage: CodeUsage | None = None
 
     @property
     def network(self) -> Tokenizer:
         """The tokenizer."""
         return self.tokenizer
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Return the weighted loss of a batch of pictures."""
-        images = batch["image"]
+    def configure_optimizers(self) -> Any:
+        """Return one optimiser and schedule for each side."""
+        sides: list[tuple[Optim, nn.Module]] = [(self.optim, self.tokenizer)]
+        if self.objective.discriminator is not None:
+            sides.append((self.discriminator_optim, self.objective.discriminator))
+        optimizers = [optim.optimizer(module) for optim, module in sides]
+        schedules = [
+            {"scheduler": optim.scheduler(optimizer, steps=self.steps), "interval": "step"}
+            for (optim, _), optimizer in zip(sides, optimizers)
+        ]
+        return optimizers, schedules
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Take the tokenizer's step, then the discriminator's on the same reconstruction."""
+        images, step = batch["image"], self.global_step
+        apply_step(self.tokenizer, step)
         output = self.tokenizer(images)
-        losses = self.named_losses(images, output)
-        total = self.total(losses)
+        total, terms = self.objective.tokenizer_loss(
+            images,
+            output,
+            step=step,
+            last_layer=self.tokenizer.last_layer(),
+            encoder_layer=self.tokenizer.encoder_last_layer(),
+        )
+        self._step(0, total)
+        if self.objective.trains_discriminator(step):
+            judged, other = self.objective.discriminator_loss(images, output.images, step=step)
+            self._step(1, judged)
+            terms = terms | other
         self.log("loss", total.detach(), prog_bar=True)
-        if self.logging_step:
-            terms = {k: v.detach() for k, v in losses.items()}
+        if (step + 1) % self.log_every == 0:
             self.log_details(terms | output.metrics, len(images))
-        return total
 
-    def named_losses(self, images: Tensor, output: TokenizerOutput) -> dict[str, Tensor]:
-        """Return every loss by name, unweighted, in float32."""
-        reconstruction = output.images.float()
-        own = {
-            name: function(reconstruction, images.float())
-            for name, function in RECONSTRUCTION.items()
-            if self.loss_weights.get(name)
-        }
-        return own | output.losses
-
-    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Return the weighted sum.
-
-        Raises:
-            UserError: for a loss without a weight, or a weight without a loss.
-        """
-        weights = self.own_weights | self.loss_weights
-        for name in losses:
-            if name not in weights:
-                raise UserError(
-                    f"The tokenizer gives a loss {name!r} that has no weight; add "
-                    f"+losses.{name}=W to the command (0 leaves it out)."
-                )
-        for name, weight in self.loss_weights.items():
-            if weight and name not in losses:
-                raise UserError(
-                    f"losses.{name}={weight}, but this tokenizer gives no such loss."
-                    f"{suggest(name, losses)} It gives: {', '.join(losses)}."
-                )
-        return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+    def _step(self, side: int, loss: Tensor) -> None:
+        """Step one side's optimiser and schedule."""
+        optimizers: Any = self.optimizers(use_pl_optimizer=True)
+        schedules: Any = self.lr_schedulers()
+        optimizer = optimizers[side] if isinstance(optimizers, list) else optimizers
+        schedule = schedules[side] if isinstance(schedules, list) else schedules
+        if side > 0:
+            # Lightning counts a step for every optimiser; batches are what counts here.
+            optimizer._on_before_step = optimizer._on_after_step = _nothing
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        schedule.step()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Collect squared errors and codes of held-out pictures."""
         images = batch["image"]
         codes = self.tokenizer.encode(images)
         decoded = self.tokenizer.decode(codes).float().clamp(-1, 1)
-        errors_B = (decoded - images).square().mean((1, 2, 3))
-        self._seen.append((errors_B.sum().cpu(), torch.tensor(float(len(images)))))
-        if self.tokenizer.spec.kind == "discrete":
-            self._ids.append(codes.cpu())
+        self._errors.append((decoded - images).square().mean((1, 2, 3)).cpu())
+        if self.tokenizer.spec.kind != "continuous":
+            self._usage = self._usage or CodeUsage(self.tokenizer.spec)
+            self._usage.update(codes)
 
     def on_validation_epoch_end(self) -> None:
-        """Log PSNR over all held-out pixels, and how many codes they use."""
-        error = sum(float(e) for e, _ in self._seen) / max(
-            1.0, sum(float(n) for _, n in self._seen)
-        )
+        """Log PSNR over all held-out pixels, and how the codes are used."""
+        error = float(torch.cat(self._errors).mean())
         psnr = 10 * math.log10(4.0 / max(error, 1e-10))
         self.log("val/psnr_db", psnr, prog_bar=True, sync_dist=True)
-        if self._ids:
-            ids, spec = torch.cat(self._ids), self.tokenizer.spec
-            if spec.sub_tokens == 1:
-                counts = torch.bincount(ids.flatten(), minlength=spec.vocab_size).double()
-                share = counts / counts.sum()
-                entropy = -(share * share.clamp_min(1e-12).log()).sum()
-                self.log("val/codes_used", float((counts > 0).double().mean()), sync_dist=True)
-                self.log("val/perplexity", float(entropy.exp()), sync_dist=True)
-        self._seen, self._ids = [], []
+        if self._usage is not None:
+            for name, value in self._usage.compute().items():
+                self.log(f"val/{name}", value)
+        self._errors, self._usage = [], None
+
+
+def _nothing() -> None:
+    """Stand in for the hooks that count optimiser steps."""
