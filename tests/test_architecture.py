@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -169,7 +170,7 @@ def test_no_drawer_for_odds_and_ends():
 def test_test_files_have_names_of_their_own():
     # Folders of tests are no packages, so pytest tells files apart by name alone.
     names = sorted(path.name for path in (ROOT / "tests").rglob("test_*.py"))
-    assert len(set(names)) == len(names), [a for a, b in zip(names, names[1:]) if a == b]
+    assert len(set(names)) == len(names), [a for a, b in pairwise(names) if a == b]
 
 
 def tracked_files():
