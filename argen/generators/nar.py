@@ -106,7 +106,7 @@ class NAR(Generator):
         super().__init__()
         self.spec = CodeSpec.of(spec)
         self._require_grid()
-        self.plan = Plan.of_groups(anti_diagonals(self.spec.grid))
+        self.plan = Plan.diagonals(self.spec.grid)
         self.conditioner, self.prefix_length = conditioner, conditioner.length
         self.right_layers = layers
         vocab = self.spec.vocab_size
@@ -169,9 +169,10 @@ class NAR(Generator):
     def score(self, codes: Tensor, cond: Cond) -> Tensor:
         """Return logits (B, L, V) of every position given the diagonals before its own."""
         right_BSD, down_BSD = self.hidden(codes, cond)
-        last = self.prefix_length - 1
-        right_BnD, down_BnD = right_BSD[:, last:], down_BSD[:, last:]
-        return self._mix(right_BnD, down_BnD, self.left, self.above, self.right_share)
+        read = slice(self.prefix_length - 1, None)
+        return self._mix(
+            right_BSD[:, read], down_BSD[:, read], self.left, self.above, self.right_share
+        )
 
     def hidden(self, codes: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
         """Return what the right and the down head read at condition tokens and codes.
@@ -221,9 +222,9 @@ class NAR(Generator):
             row = following // w - (self.place_of[start] - T) // w
             left, above = row.clamp(max=n - 1), (row - 1).clamp(min=0)
         window = Window(start=start, n=n, reach=start + n)
-        fed, mask = self.place_of[start : start + n], None
-        if step == 0 or state.cond.mask_BT is not None:
-            mask = self._mask(state.cond, fed, self.place_of[: start + n])
+        fed = self.place_of[start : start + n]
+        plain = step > 0 and state.cond.mask_BT is None  # every slot within reach is visible
+        mask = None if plain else self._mask(state.cond, fed, self.place_of[: start + n])
         right_RnD, down_RnD = self._run(x_RnD, fed, mask=mask, cache=state.cache, window=window)
         return self._mix(right_RnD, down_RnD, left, above, self.right_share[following])
 
@@ -290,12 +291,3 @@ class NAR(Generator):
                 f"{self.spec.describe()}. Use a tokenizer of that kind (tokenizer=llamagen_vq16), "
                 "or for scales a VAR, for several ids a generator with a factorised head."
             )
-
-
-def anti_diagonals(grid: tuple[int, int]) -> list[list[int]]:
-    """Return the raster positions of each anti-diagonal of (h, w), from top right down."""
-    h, w = grid
-    return [
-        [row * w + s - row for row in range(max(0, s - w + 1), min(s, h - 1) + 1)]
-        for s in range(h + w - 1)
-    ]

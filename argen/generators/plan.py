@@ -86,6 +86,17 @@ class Plan:
         return cls(tuple(groups), lookahead=lookahead)
 
     @classmethod
+    def diagonals(cls, grid: tuple[int, int]) -> Plan:
+        """One anti-diagonal of (h, w) at a time, each from its top right end down."""
+        h, w = grid
+        return cls.of_groups(
+            [
+                [row * w + s - row for row in range(max(0, s - w + 1), min(s, h - 1) + 1)]
+                for s in range(h + w - 1)
+            ]
+        )
+
+    @classmethod
     def of_groups(cls, groups: Sequence[Sequence[int]], **flags: bool) -> Plan:
         """Any explicit grouping."""
         return cls(tuple(tuple(int(p) for p in group) for group in groups), **flags)

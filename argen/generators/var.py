@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,30 +21,12 @@ from argen.generators.conditioning import Cond, Conditioner
 from argen.generators.heads import CategoricalHead
 from argen.generators.next_token import compute_dtype
 from argen.generators.plan import Plan
+from argen.generators.pyramid import Pyramid
 from argen.layers.adaln import AdaLNBlock, AdaNorm, Modulation
 from argen.layers.cache import KVCache, Window
 from argen.layers.masks import block_causal, dense_mask
 from argen.layers.noise import Noise
 from argen.spec import CodeSpec, require_same_spec
-
-
-class Pyramid(Protocol):
-    """What VAR needs of a multi-scale quantiser; maps are (B, C, h, w), rows (B, n, C)."""
-
-    def blank(self, batch: int) -> Tensor:
-        """Return the empty map."""
-
-    def rows(self, ids: Tensor) -> Tensor:
-        """Return the vectors of ids."""
-
-    def spread(self, rows_BnC: Tensor, k: int) -> Tensor:
-        """Return what the vectors of scale `k` add to the map."""
-
-    def at_scale(self, map_BChw: Tensor, k: int) -> Tensor:
-        """Return the map shrunk to scale `k`, as vectors."""
-
-    def inputs(self, ids_BL: Tensor) -> Tensor:
-        """Return the map so far at every scale but the first, (B, L - n_0, C)."""
 
 
 @dataclass

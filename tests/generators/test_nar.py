@@ -9,7 +9,8 @@ from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
 from argen.errors import CheckpointError, IncompatibleError, UserError
 from argen.generators.conditioning import ClassConditioner, TextConditioner, TextFeatures
-from argen.generators.nar import NAR, anti_diagonals
+from argen.generators.nar import NAR
+from argen.generators.plan import Plan
 from argen.interop import nar
 from argen.layers.noise import SeededNoise
 from argen.spec import CodeSpec, Segment
@@ -37,9 +38,9 @@ def text_inputs(rows=2):
 
 
 def test_diagonals_run_from_top_right_down():
-    assert anti_diagonals((2, 3)) == [[0], [1, 3], [2, 4], [5]]
-    assert anti_diagonals((1, 3)) == [[0], [1], [2]]
-    assert len(anti_diagonals((16, 16))) == 31
+    assert Plan.diagonals((2, 3)).groups == ((0,), (1, 3), (2, 4), (5,))
+    assert Plan.diagonals((1, 3)).groups == ((0,), (1,), (2,))
+    assert len(Plan.diagonals((16, 16)).groups) == 31
 
 
 @pytest.mark.parametrize("grid", [(3, 5), (5, 3), (4, 4), (1, 6), (6, 1)])

@@ -12,7 +12,8 @@ from argen.decoding.sequential import Sequential
 from argen.decoding.smooth import SmoothScales
 from argen.errors import CheckpointError, IncompatibleError, SpecError, UserError
 from argen.generators.var import VAR
-from argen.interop import var
+from argen.interop import var, var_vqvae
+from argen.interop.base import Imported
 from argen.layers.noise import SeededNoise
 from argen.pipeline import Pipeline
 from argen.spec import CodeSpec, Segment
@@ -233,7 +234,9 @@ def test_reference_options_load_strictly(phis, attention):
         kept = {k.replace("qresi_ls.0", "qresi"): v for k, v in weights.items() if "ls.0" in k}
         weights = without(weights, "quant_resi") | (kept if phis == "shared" else {})
         config |= {"share_quant_resi": 1} if phis == "shared" else {"quant_resi": 0.0}
-    model = var.Imported(var.tokenizer_config(config), var.tokenizer_weights(weights), "x").build()
+    model = Imported(
+        var_vqvae.tokenizer_config(config), var_vqvae.tokenizer_weights(weights), "x"
+    ).build()
     images = torch.rand(1, 3, 16, 16) * 2 - 1
     assert model.decode(model.encode(images)).shape == images.shape
 

@@ -16,7 +16,7 @@ from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
 from argen.decoding.smooth import SmoothScales
 from argen.generators.var import VAR
-from argen.interop import var
+from argen.interop import var, var_vqvae
 from argen.interop.base import Imported
 from argen.layers.noise import SeededNoise
 from argen.tokenizers.multiscale import MultiScaleTokenizer
@@ -30,7 +30,9 @@ def replay(fixture: Fixture) -> dict[str, Tensor]:
 
 def _tokenizer(fixture: Fixture) -> dict[str, Tensor]:
     imported = Imported(
-        var.tokenizer_config(fixture.config), var.tokenizer_weights(fixture.weights), fixture.name
+        var_vqvae.tokenizer_config(fixture.config),
+        var_vqvae.tokenizer_weights(fixture.weights),
+        fixture.name,
     )
     model = imported.build()
     assert isinstance(model, MultiScaleTokenizer)
@@ -76,7 +78,7 @@ def _quantiser_gradients(
     model: MultiScaleTokenizer, imported: Imported, fixture: Fixture
 ) -> dict[str, Tensor]:
     z_BhwC = model.latents(fixture["image"]).detach().requires_grad_()
-    weigh = var.loss_weights(fixture.config)
+    weigh = var_vqvae.loss_weights(fixture.config)
     quantized = model.quantizer(z_BhwC)
     loss = sum((weigh[k] * v for k, v in quantized.losses.items()), start=z_BhwC.new_zeros(()))
     codebook = model.quantizer.codebook.weight
@@ -94,7 +96,7 @@ def _quantiser_gradients(
         "grad_vq_loss_z": of_loss[0].permute(0, 3, 1, 2),
         "grad_vq_loss_codebook": of_loss[1],
         "grad_sumsq_fhat_z": of_square.permute(0, 3, 1, 2),
-    } | fixture.gradients(training, var.tokenizer_weights)
+    } | fixture.gradients(training, var_vqvae.tokenizer_weights)
 
 
 def _statistics(model: MultiScaleTokenizer, fixture: Fixture) -> dict[str, Tensor]:
@@ -136,8 +138,8 @@ def _ours(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _generator(fixture: Fixture) -> dict[str, Tensor]:
     settings, theirs = fixture.config["VQVAE"], fixture.config["VAR"]
     tokenizer = Imported(
-        var.tokenizer_config(settings),
-        var.tokenizer_weights(_part(fixture.weights, "vae_local.")),
+        var_vqvae.tokenizer_config(settings),
+        var_vqvae.tokenizer_weights(_part(fixture.weights, "vae_local.")),
         fixture.name,
     ).build()
     assert isinstance(tokenizer, MultiScaleTokenizer)
