@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.nn import functional as F
 
 from argen.layers.collective import world_size
 from argen.layers.noise import Noise
@@ -35,9 +36,11 @@ class ClusteringVQ(VQ):
 
     def rows(self) -> Tensor:
         """Return the codebook (K, C) as it is compared and looked up."""
-        rows = super().rows()
-        # The rows move in place before the backward pass of the step that read them.
-        return rows.clone() if self.training else rows
+        weight = self.codebook.weight.float()
+        if self.training:
+            # The rows move in place before the backward pass of the step that read them.
+            weight = weight.clone()
+        return F.normalize(weight, dim=-1) if self.l2_norm else weight
 
     @float32
     def forward(self, z: Tensor, *, noise: Noise | None = None) -> Quantized:
@@ -53,7 +56,7 @@ class ClusteringVQ(VQ):
         K = self.vocab_sizes[0]
         share_K = ids_N.bincount(minlength=K).float() / ids_N.numel()
         self.usage.lerp_(share_K, 1.0 - self.usage_decay)
-        nearest_K = nearest_code(super().rows(), self.normalise(z_NC))
+        nearest_K = nearest_code(self.rows(), self.normalise(z_NC))
         # The exponent's constants are the published ones.
         a_K1 = torch.exp(-self.usage * K * 10 / (1.0 - self.usage_decay) - 1e-3)[:, None]
         weight = self.codebook.weight
