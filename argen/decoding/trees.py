@@ -36,14 +36,6 @@ class Tree:
     width: int
     depth: int
 
-    def levels(self) -> Tensor:
-        """Return how far each node is from the root, (B, N) or (N,), at least 1."""
-        return self.reach().sum(-1)
-
-    def reach(self) -> Tensor:
-        """Return whether node i is node j or below it, boolean (B, N, N) or (N, N)."""
-        return reach(self.parents, self.depth)
-
     def children(self) -> Tensor:
         """Return the numbers (B, N + 1, W) of each number's children, in order; 0 for none."""
         parents = self.parents.expand(self.codes.shape)
@@ -55,21 +47,6 @@ class Tree:
         rows = torch.arange(B, device=parents.device)[:, None].expand(B, N)
         table[rows, parents, rank] = number
         return table
-
-
-def reach(parents: Tensor, depth: int) -> Tensor:
-    """Return whether node i is node j or below it, boolean (..., N, N).
-
-    Args:
-        parents: number of each node's parent, (..., N).
-        depth: most levels.
-    """
-    N = parents.shape[-1]
-    numbers = torch.arange(1, N + 1, device=parents.device)
-    found = (parents[..., None] == numbers) | (numbers[:, None] == numbers)
-    for _ in range(max(0, depth - 2).bit_length()):
-        found = (found.float() @ found.float()) > 0
-    return found
 
 
 @dataclass

@@ -16,12 +16,13 @@ from argen.errors import IncompatibleError, UserError
 from argen.generators.base import LossOutput
 from argen.generators.conditioning import Cond, Conditioner
 from argen.generators.heads import CategoricalHead
-from argen.generators.next_token import NextToken, arrange, restore
+from argen.generators.next_token import NextToken
 from argen.generators.orders import grid_order
 from argen.generators.plan import Plan
 from argen.layers.cache import KVCache, Window
 from argen.layers.masks import Predicate, prefix_visible
 from argen.layers.noise import Noise
+from argen.layers.steps import arrange, restore
 from argen.layers.transformer import Block
 from argen.spec import CodeSpec
 

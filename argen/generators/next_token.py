@@ -20,7 +20,9 @@ from argen.generators.conditioning import Cond
 from argen.layers.cache import KVCache, Window
 from argen.layers.masks import Predicate, causal, dense_mask, text_masked
 from argen.layers.noise import Noise
+from argen.layers.steps import arrange, restore, take
 from argen.layers.transformer import Block
+from argen.layers.tree import hide_branches, levels
 
 
 @dataclass
@@ -35,6 +37,7 @@ class NextTokenState:
         longest: the largest length, known on the host.
         cache: keys and values of the prefix and of the codes fed so far.
         order: position of each step, (L,) or (R, L); None when steps are positions.
+        hidden: what the head read in the last pass, of every token fed, (R, fed, D).
     """
 
     cond: Cond
@@ -43,6 +46,7 @@ class NextTokenState:
     longest: int
     cache: KVCache
     order: Tensor | None = None
+    hidden: Tensor | None = None
 
 
 class NextToken(Generator):
@@ -157,42 +161,73 @@ class NextToken(Generator):
         codes = torch.zeros(self.spec.code_shape(R), dtype=torch.long, device=weight.device)
         return NextTokenState(cond, codes, 0, 0, cache, self._ordered(order))
 
-    def predict(self, state: NextTokenState, draft: Tensor | None = None) -> Tensor:
+    def predict(
+        self, state: NextTokenState, draft: Tensor | None = None, *, parents: Tensor | None = None
+    ) -> Tensor:
         """Return the parameters of the next step (R, 1, ...), or of the next k + 1 under a draft.
 
         Args:
             state: from `start`.
-            draft: codes (R, k, ...) guessed for the next k steps.
+            draft: codes (R, k, ...) guessed for the next k steps; with `parents`, the nodes of a
+                tree of guesses. What follows node i then stands at i, what follows the last
+                committed code at 0.
+            parents: number of each node's parent, (k,) or (R, k), 0 for the last committed code
+                and 1 to k for the nodes, parents before children.
         """
         device, T = state.codes.device, self.prefix_length
         k = 0 if draft is None else draft.shape[1]
+        ahead = torch.arange(k, device=device)
+        if parents is not None:
+            ahead = levels(parents) - 1
         if state.longest == 0:
             parts = [self._prefix(state.cond, state.order)]
             window = Window(start=0, n=T + k, reach=T + k)
-            fed = torch.arange(k, device=device)
+            slots, fed = torch.arange(T, device=device), ahead
         else:
             # The last committed code is the one token the cache has not seen yet.
             last = state.length - 1
             at = torch.tensor([last], device=device) if isinstance(last, int) else last[:, None]
             parts = [self._embed(take(state.codes, at), at, state.order)]
             window = Window(start=T + last, n=1 + k, reach=T + state.longest + k)
-            fed = at + 1 + torch.arange(k, device=device)
+            slots, fed = T + at, at + 1 + ahead
         if draft is not None:
             parts.append(self._embed(draft, fed, state.order))
-        slots = window.slots(device)
-        hidden = self._run(
-            torch.cat(parts, dim=1),
-            slots,
-            state.cond,
-            mask=self._window_mask(state.cond, window, slots),
-            cache=state.cache,
-            window=window,
+        stored = window.slots(device)
+        mask = self._window_mask(state.cond, window, stored)
+        if parents is None:
+            slots = stored
+        else:
+            slots = torch.cat((slots.expand(*fed.shape[:-1], -1), T + fed), dim=-1)
+            mask = hide_branches(mask, parents, stored)
+        state.hidden = self._run(
+            torch.cat(parts, dim=1), slots, state.cond, mask=mask, cache=state.cache, window=window
         )
-        return self.head(hidden[:, -(1 + k) :])
+        return self.head(state.hidden[:, -(1 + k) :])
 
-    def commit(self, state: NextTokenState, codes: Tensor, counts: Tensor | None = None) -> None:
-        """Fix the next n codes (R, n, ...), or the first `counts` of them in each row."""
+    def commit(
+        self,
+        state: NextTokenState,
+        codes: Tensor,
+        counts: Tensor | None = None,
+        *,
+        path: Tensor | None = None,
+    ) -> None:
+        """Fix the next n codes (R, n, ...), or the first `counts` of them in each row.
+
+        Args:
+            state: changed in place.
+            codes: the codes.
+            counts: how many each row keeps, long (R,).
+            path: after a tree of guesses, the numbers (R, m) of the nodes that the first codes
+                were, whose cache entries are moved to where the codes now stand; 0 for none.
+        """
         n, L = codes.shape[1], self.spec.length
+        if path is not None:
+            length = torch.as_tensor(state.length, device=codes.device).expand(codes.shape[0])
+            target = torch.arange(path.shape[1], device=codes.device).expand_as(path)
+            source = torch.where(path > 0, path - 1, target)
+            first = self.prefix_length + length[:, None]
+            state.cache.move(first + source, first + target)
         if counts is None and isinstance(state.length, int):
             state.codes[:, state.length : state.length + n] = codes
             state.length = state.longest = state.length + n
@@ -229,32 +264,6 @@ class NextToken(Generator):
             return None
         keys = torch.arange(window.reach, device=slots.device)
         return dense_mask(pattern, slots, keys, rows=_mask_rows(cond))
-
-
-def take(codes: Tensor, steps: Tensor) -> Tensor:
-    """Return the codes (R, n, ...) of (R, L, ...) at steps (n,) or (R, n)."""
-    if steps.ndim == 1:
-        return codes[:, steps]
-    return codes[torch.arange(codes.shape[0], device=codes.device)[:, None], steps]
-
-
-def positions_of(steps: Tensor, order: Tensor | None) -> Tensor:
-    """Return the positions of steps (n,) or (R, n), (n,) or (R, n)."""
-    if order is None:
-        return steps
-    if order.ndim == 1:
-        return order[steps]
-    return order[:, steps] if steps.ndim == 1 else order.gather(1, steps)
-
-
-def arrange(codes: Tensor, order: Tensor | None) -> Tensor:
-    """Put codes (B, L, ...) from the tokenizer's order into the order they are drawn."""
-    return codes if order is None else take(codes, order)
-
-
-def restore(values: Tensor, order: Tensor | None) -> Tensor:
-    """Put values (B, L, ...) from the order they are drawn back into the tokenizer's."""
-    return values if order is None else take(values, order.argsort(-1))
 
 
 def condition_vector(cond: Cond) -> Tensor:

@@ -22,16 +22,14 @@ from argen.generators.conditioning import Cond, Conditioner
 from argen.generators.heads import CategoricalHead
 from argen.generators.next_token import (
     NextToken,
-    arrange,
     condition_vector,
-    positions_of,
-    restore,
 )
 from argen.generators.plan import Plan
 from argen.layers.adaln import AdaLNBlock, AdaNorm, Modulation
 from argen.layers.cache import KVCache, Window
 from argen.layers.masks import Predicate, causal, text_masked
 from argen.layers.noise import Noise
+from argen.layers.steps import arrange, positions_of, restore
 from argen.spec import CodeSpec
 
 COIN, SHUFFLE = 0, 1  # the `use` of the draws that make the training orders

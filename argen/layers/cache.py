@@ -81,6 +81,13 @@ class KVCache:
             values.scatter_(2, index, v_RHnd.to(values.dtype))
         return keys[:, :, : window.reach], values[:, :, : window.reach]
 
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Copy slots `source` (R, n) to slots `target` (R, n), in every layer."""
+        for stored in (self.keys, self.values):
+            shape = (stored.shape[0], -1, stored.shape[2], -1, stored.shape[4])
+            kept = stored.gather(3, source[None, :, None, :, None].expand(shape))
+            stored.scatter_(3, target[None, :, None, :, None].expand(shape), kept)
+
     def gather(self, rows: Tensor) -> None:
         """Reorder or duplicate rows: row i becomes the old row `rows[i]`."""
         self.keys = self.keys[:, rows]

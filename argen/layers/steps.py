@@ -1,0 +1,35 @@
+"""Codes in the order they are drawn: step s is the s-th code drawn, at position order[s].
+
+Names: R rows, L codes, n codes of one pass.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def take(codes: Tensor, steps: Tensor) -> Tensor:
+    """Return the codes (R, n, ...) of (R, L, ...) at steps (n,) or (R, n)."""
+    if steps.ndim == 1:
+        return codes[:, steps]
+    return codes[torch.arange(codes.shape[0], device=codes.device)[:, None], steps]
+
+
+def positions_of(steps: Tensor, order: Tensor | None) -> Tensor:
+    """Return the positions of steps (n,) or (R, n), (n,) or (R, n)."""
+    if order is None:
+        return steps
+    if order.ndim == 1:
+        return order[steps]
+    return order[:, steps] if steps.ndim == 1 else order.gather(1, steps)
+
+
+def arrange(codes: Tensor, order: Tensor | None) -> Tensor:
+    """Put codes (B, L, ...) from the tokenizer's order into the order they are drawn."""
+    return codes if order is None else take(codes, order)
+
+
+def restore(values: Tensor, order: Tensor | None) -> Tensor:
+    """Put values (B, L, ...) from the order they are drawn back into the tokenizer's."""
+    return values if order is None else take(values, order.argsort(-1))
