@@ -1,8 +1,10 @@
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional as F
 
 from argen.build import build
 from argen.configs import for_codes, preset
@@ -17,6 +19,7 @@ from argen.interop.base import Imported
 from argen.layers.noise import SeededNoise
 from argen.pipeline import Pipeline
 from argen.spec import CodeSpec, Segment
+from argen.tokenizers.quantizers.multiscale import MultiScaleVQ
 from argen.training.optim import Optim
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "var"
@@ -203,6 +206,110 @@ def test_released_files_tell_their_own_sizes():
         var.import_generator(parts["vae_local"], source="vae.pth")
     with pytest.raises(CheckpointError, match="not a VAR tokenizer"):
         var.import_tokenizer(parts["var_wo_ddp"], source="var.pth")
+
+
+def reference_weights(shared, cosine, D=24, H=3, C=5, V=7, L=14, K=3):
+    """Return random weights of a one-block VAR under the published keys."""
+    torch.manual_seed(1)
+    shapes = {
+        "class_emb.weight": (4, D),
+        "pos_start": (1, 1, D),
+        "pos_1LC": (1, L, D),
+        "lvl_embed.weight": (K, D),
+        "word_embed.weight": (D, C),
+        "word_embed.bias": (D,),
+        "blocks.0.attn.mat_qkv.weight": (3 * D, D),
+        "blocks.0.attn.q_bias": (D,),
+        "blocks.0.attn.v_bias": (D,),
+        "blocks.0.attn.zero_k_bias": (D,),
+        "blocks.0.attn.proj.weight": (D, D),
+        "blocks.0.attn.proj.bias": (D,),
+        "blocks.0.ffn.fc1.weight": (2 * D, D),
+        "blocks.0.ffn.fc1.bias": (2 * D,),
+        "blocks.0.ffn.fc2.weight": (D, 2 * D),
+        "blocks.0.ffn.fc2.bias": (D,),
+        "head_nm.ada_lin.1.weight": (2 * D, D),
+        "head_nm.ada_lin.1.bias": (2 * D,),
+        "head.weight": (V, D),
+        "head.bias": (V,),
+    }
+    ada = "shared_ada_lin" if shared else "blocks.0.ada_lin"
+    shapes |= {f"{ada}.1.weight": (6 * D, D), f"{ada}.1.bias": (6 * D,)}
+    if shared:
+        shapes["blocks.0.ada_gss"] = (1, 1, 6, D)
+    if cosine:
+        shapes["blocks.0.attn.scale_mul_1H11"] = (1, H, 1, 1)
+    weights = {k: 0.3 * torch.randn(shape) for k, shape in shapes.items()}
+    if cosine:  # one head beyond the largest temperature
+        weights["blocks.0.attn.scale_mul_1H11"][0, 0] = 6.0
+    return weights | {"blocks.0.attn.zero_k_bias": torch.zeros(D)}
+
+
+def reference_logits(w, label, read, level, cosine, H=3):
+    """Write out the published network, one block deep, for one picture."""
+    c = w["class_emb.weight"][label]
+    D = len(c)
+
+    def linear(key, x):
+        return x @ w[f"{key}.weight"].T + w[f"{key}.bias"]
+
+    def norm(x):
+        return F.layer_norm(x, (D,), eps=1e-6)
+
+    x = torch.cat((c + w["pos_start"][0], linear("word_embed", read)))
+    x = x + w["lvl_embed.weight"][level] + w["pos_1LC"][0]
+    ada = "shared_ada_lin.1" if "shared_ada_lin.1.weight" in w else "blocks.0.ada_lin.1"
+    parts = linear(ada, F.silu(c)).view(6, D) + w.get("blocks.0.ada_gss", torch.zeros(1))[0]
+    gamma1, gamma2, scale1, scale2, shift1, shift2 = parts.view(6, D)
+    block = {k.removeprefix("blocks.0."): v for k, v in w.items()}
+    y = (norm(x) * (1 + scale1) + shift1) @ block["attn.mat_qkv.weight"].T
+    y = y + torch.cat((block["attn.q_bias"], torch.zeros(D), block["attn.v_bias"]))
+    q, k, v = y.view(-1, 3, H, D // H).permute(1, 2, 0, 3)
+    if cosine:
+        heat = block["attn.scale_mul_1H11"][0].clamp(max=math.log(100)).exp()
+        logits = (F.normalize(q, dim=-1) * heat) @ F.normalize(k, dim=-1).mT
+    else:
+        logits = 0.25 * (D // H) ** -0.5 * q @ k.mT
+    logits = logits.masked_fill(level[None] > level[:, None], -math.inf)
+    mixed = (logits.softmax(-1) @ v).transpose(0, 1).flatten(1)
+    x = x + linear("blocks.0.attn.proj", mixed) * gamma1
+    hidden = F.gelu(linear("blocks.0.ffn.fc1", norm(x) * (1 + scale2) + shift2), approximate="tanh")
+    x = x + linear("blocks.0.ffn.fc2", hidden) * gamma2
+    scale, shift = linear("head_nm.ada_lin.1", F.silu(c)).view(2, D)
+    return linear("head", norm(x) * (1 + scale) + shift)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("cosine", [False, True])
+def test_every_form_of_the_published_block(shared, cosine):
+    weights = reference_weights(shared, cosine)
+    config = {
+        "num_classes": 3,
+        "embed_dim": 24,
+        "depth": 1,
+        "num_heads": 3,
+        "mlp_ratio": 2.0,
+        "shared_aln": shared,
+        "attn_l2_norm": cosine,
+        "patch_nums": [1, 2, 3],
+        "cond_drop_rate": 0.0,
+    }
+    made = var.generator_config(config, vocab_size=7, code_dim=5)
+    generator = Imported(made, var.generator_weights(weights), "x").build()
+    quantizer = MultiScaleVQ(7, 5, scales=[1, 2, 3])
+    torch.nn.init.normal_(quantizer.codebook.weight)
+    tokenizer = torch.nn.Module()
+    tokenizer.quantizer, tokenizer.spec = quantizer, generator.spec
+    generator.bind(tokenizer)
+    codes = torch.randint(7, (1, 14))
+    with torch.no_grad():
+        cond = generator.conditioner(torch.tensor([2]))
+        read, level = quantizer.inputs(codes)[0], torch.tensor([0] + [1] * 4 + [2] * 9)
+        expected = reference_logits(weights, 2, read, level, cosine)
+        torch.testing.assert_close(generator.score(codes, cond)[0], expected, atol=1e-4, rtol=1e-4)
+        null = generator.conditioner.null(cond)  # the table has the null class at drop rate 0 too
+        expected = reference_logits(weights, 3, read, level, cosine)
+        torch.testing.assert_close(generator.score(codes, null)[0], expected, atol=1e-4, rtol=1e-4)
 
 
 def without(weights, *parts):

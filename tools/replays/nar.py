@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -47,13 +48,16 @@ def replay(fixture: Fixture) -> dict[str, Tensor]:
         )
         found["loss_cond"] = model.loss(tokens, cond).loss.reshape(1)
         found["loss_null"] = model.loss(tokens, null).loss.reshape(1)
-        for name in fixture.expected:
-            if name.startswith("gen_tokens_"):
-                found |= _generate(model, cond, fixture, name)
+        runs = {re.sub("^gen_(tokens|logits)_", "", name) for name in fixture.expected}
+        for run in runs:
+            if fixture.wants(f"gen_tokens_{run}", f"gen_logits_{run}"):
+                found |= _generate(model, cond, fixture, run)
     return found | _training(model, imported, fixture, inputs, tokens)
 
 
-def _generate(model: NAR, cond: Cond, fixture: Fixture, name: str) -> dict[str, Tensor]:
+def _generate(model: NAR, cond: Cond, fixture: Fixture, run: str) -> dict[str, Tensor]:
+    names = f"gen_tokens_{run}", f"gen_logits_{run}"
+    name = next((n for n in names if "cfg_scale" in fixture.description(n)), names[0])
     scale = fixture.number(name, "cfg_scale", 1.0)
     interval = int(fixture.number(name, "cfg_interval", -1))
     # The interval counts codes: guidance ends for good before the first diagonal that follows
@@ -75,7 +79,7 @@ def _generate(model: NAR, cond: Cond, fixture: Fixture, name: str) -> dict[str, 
     )
     order = torch.cat([positions.flatten() for positions, _ in steps])
     logits = torch.cat([params for _, params in steps], dim=1)[:, order.argsort()]
-    return {name: result.codes, name.replace("tokens", "logits"): logits}
+    return dict(zip(names, (result.codes, logits)))
 
 
 def _training(
