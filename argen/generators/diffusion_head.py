@@ -121,6 +121,8 @@ class DiffusionHead(Head):
         sampler: `ddpm`, or `ddim` with its `eta`.
         eta: noise of the `ddim` sampler, 0 for none.
         repeats: timesteps m drawn for each position of a training batch.
+        clip: largest size of a number of a code when drawing, see `GaussianDiffusion`; published
+            models have none, heads after a short training run away without.
     """
 
     def __init__(
@@ -137,6 +139,7 @@ class DiffusionHead(Head):
         sampler: str = "ddpm",
         eta: float = 0.0,
         repeats: int = 4,
+        clip: float | None = None,
     ) -> None:
         super().__init__()
         if sampler not in ("ddpm", "ddim"):
@@ -146,7 +149,9 @@ class DiffusionHead(Head):
         if repeats < 1:
             raise UserError(f"repeats={repeats}: each position needs at least one timestep.")
         self.code_dim, self.sampler, self.eta, self.repeats = code_dim, sampler, eta, repeats
-        self.process = GaussianDiffusion(steps=steps, schedule=schedule, variance=variance)
+        self.process = GaussianDiffusion(
+            steps=steps, schedule=schedule, variance=variance, clip=clip
+        )
         learned = variance == "learned_range"
         self.net = DiffusionMLP(
             code_dim=code_dim,
@@ -165,6 +170,7 @@ class DiffusionHead(Head):
             schedule=whole.schedule,
             variance=whole.variance,
             spacing=sampling_steps,
+            clip=whole.clip,
         )
 
     def forward(self, hidden_BnD: Tensor) -> Tensor:

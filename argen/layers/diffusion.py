@@ -86,6 +86,8 @@ class GaussianDiffusion:
         schedule: `cosine` or `linear`.
         spacing: see `spaced_timesteps`.
         variance: `learned_range`, `fixed_large` (beta) or `fixed_small` (posterior variance).
+        clip: when drawing, cut the predicted clean vectors to [-clip, clip]; None for no limit.
+            At the noisiest steps a small error of the noise is a huge one of the clean vector.
     """
 
     def __init__(
@@ -95,12 +97,15 @@ class GaussianDiffusion:
         schedule: str = "cosine",
         spacing: str | int | None = None,
         variance: str = "learned_range",
+        clip: float | None = None,
     ) -> None:
+        if clip is not None and clip <= 0:
+            raise UserError(f"clip={clip} must be positive; leave it out for no limit.")
         if schedule not in ("cosine", "linear"):
             raise UserError(f"Unknown noise schedule {schedule!r}; use cosine or linear.")
         if variance not in VARIANCES:
             raise UserError(f"Unknown variance {variance!r}; use one of {', '.join(VARIANCES)}.")
-        self.steps, self.schedule, self.variance = steps, schedule, variance
+        self.steps, self.schedule, self.variance, self.clip = steps, schedule, variance, clip
         betas = cosine_betas(steps) if schedule == "cosine" else linear_betas(steps)
         self.timesteps = spaced_timesteps(steps, spacing)
         if len(self.timesteps) < steps:
@@ -130,11 +135,15 @@ class GaussianDiffusion:
         )
 
     def clean(self, x: Tensor, noise: Tensor, step: int | Tensor) -> Tensor:
-        """Return the clean vectors that a noise prediction stands for; not clipped."""
+        """Return the clean vectors that a noise prediction stands for, without a limit."""
         return (
             self._at("sqrt_recip_alphas_cumprod", step) * x
             - self._at("sqrt_recipm1_alphas_cumprod", step) * noise
         )
+
+    def _limited(self, x: Tensor, eps: Tensor, step: int) -> Tensor:
+        clean = self.clean(x, eps, step)
+        return clean if self.clip is None else clean.clamp(-self.clip, self.clip)
 
     def posterior_mean(self, clean: Tensor, x: Tensor, step: int | Tensor) -> Tensor:
         """Return the mean of q(x_{t-1} | x_t, x_0)."""
@@ -175,7 +184,7 @@ class GaussianDiffusion:
             noise: standard normal, not read at step 0.
             temperature: scales the noise.
         """
-        mean = self.posterior_mean(self.clean(x, eps, step), x, step)
+        mean = self.posterior_mean(self._limited(x, eps, step), x, step)
         if step == 0 or noise is None:
             return mean
         spread = torch.as_tensor(self.log_variance(values, step), device=x.device).mul(0.5).exp()
@@ -188,7 +197,10 @@ class GaussianDiffusion:
         now, before = self.tables["alphas_cumprod"][step], self.tables["alphas_cumprod_prev"][step]
         sigma = eta * ((1 - before) / (1 - now)).sqrt() * (1 - now / before).sqrt()
         direction = (1 - before - sigma**2).clamp(min=0).sqrt()
-        y = float(before.sqrt()) * self.clean(x, eps, step) + float(direction) * eps
+        clean = self._limited(x, eps, step)
+        if self.clip is not None:  # the noise that belongs to the limited vector
+            eps = (x - float(now.sqrt()) * clean) / float((1 - now).sqrt())
+        y = float(before.sqrt()) * clean + float(direction) * eps
         return y if step == 0 or noise is None or eta == 0.0 else y + float(sigma) * noise
 
     def variational_term(

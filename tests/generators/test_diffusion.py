@@ -78,6 +78,25 @@ def test_full_noise_ddim_is_ddpm_with_the_small_variance():
     )
 
 
+@pytest.mark.parametrize("method", ["reverse", "reverse_ddim"])
+def test_a_limit_tames_bad_predictions(method):
+    free, limited = GaussianDiffusion(spacing="50"), GaussianDiffusion(spacing="50", clip=5.0)
+    x, wrong = torch.randn(8, 3), torch.randn(8, 3)
+    options = {"values": torch.zeros(8, 3)} if method == "reverse" else {}
+    first = {
+        p: getattr(p, method)(x, wrong, step=49, noise=None, **options) for p in (free, limited)
+    }
+    assert first[limited].abs().max() < 6
+    assert first[free].abs().max() > 100
+    # Good predictions are left alone.
+    clean = torch.rand(8, 3)
+    noisy = limited.noised(clean, torch.full((8,), 20), wrong)
+    one, other = (
+        getattr(p, method)(noisy, wrong, step=20, noise=None, **options) for p in (free, limited)
+    )
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
 def test_variational_term_is_the_divergence_between_two_normals():
     process = GaussianDiffusion()
     clean, noise, eps = torch.randn(3, 6, 4).unbind()
