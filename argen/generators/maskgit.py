@@ -55,6 +55,7 @@ class MaskGIT(AnyOrderGenerator):
             make their own.
     """
 
+    no_decay = ("positions",)
     head: CategoricalHead
 
     def __init__(

@@ -66,6 +66,8 @@ class LatentEncoder(nn.Module):
             which mixes the latents; the released two-stage models were trained that way.
     """
 
+    no_decay = ("class_token", "positions", "latent_tokens", "latent_positions")
+
     def __init__(
         self,
         *,
@@ -84,6 +86,7 @@ class LatentEncoder(nn.Module):
         self.latents, self.legacy_layout = latents, legacy_layout
         h, w = patch_grid(image_size, patch)
         self.patch = nn.Conv2d(3, dim, patch, stride=patch)
+        setattr(self.patch, "no_decay", ("weight",))  # noqa: B010  as published
         self.class_token = learned(1, dim)
         self.positions = learned(1 + h * w, dim)
         self.latent_tokens = learned(latents, dim)
@@ -158,6 +161,8 @@ class LatentDecoder(nn.Module):
         init_std: as in `LatentEncoder`.
     """
 
+    no_decay = ("class_token", "mask_token", "positions", "latent_positions", "text_positions")
+
     def __init__(
         self,
         *,
@@ -177,6 +182,7 @@ class LatentDecoder(nn.Module):
         self.grid = patch_grid(image_size, patch)
         h, w = self.grid
         self.embed = nn.Linear(in_channels, dim)
+        setattr(self.embed, "no_decay", ("weight",))  # noqa: B010  as published
         self.class_token = learned(1, dim)
         self.mask_token = learned(1, dim)
         self.positions = learned(1 + h * w, dim)

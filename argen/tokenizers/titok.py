@@ -256,6 +256,10 @@ class TiTok(Tokenizer):
             return head.conv.weight
         return self.proxy.decoder.conv_out.weight if self.second_stage and self.proxy else None
 
+    def encoder_last_layer(self) -> Tensor | None:
+        """Return the weight of the encoder's last layer; None where it stands still."""
+        return None if self.second_stage else self.encoder.out.weight
+
 
 def proxy_loss(logits_BhwV: Tensor, ids_Bhw: Tensor) -> Tensor:
     """Return the mean cross entropy in nats of the proxy codes."""
