@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from argen.decoding.guidance import Guidance
 from argen.decoding.lookahead import LookAhead, Progress
 from argen.generators.base import Generator
 from argen.generators.conditioning import Cond
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -166,21 +169,48 @@ def _one_pass(
     scripted: Callable[[Progress, list[Tensor]], Scripted],
 ) -> list[tuple[Progress, Tensor]]:
     """Follow every outcome of one pass; returns the runs after it and their probabilities."""
+
+    def once(origin: Tensor, script: list[Tensor]) -> tuple[Progress, Scripted]:
+        rows = run.rows(origin)
+        draws = scripted(rows, script)
+        with torch.inference_mode():
+            return decoder.step(generator, rows, draws)[0], draws
+
+    return follow(once, weight, batch=batch)
+
+
+def follow(
+    once: Callable[[Tensor, list[Tensor]], tuple[Result, Scripted]],
+    weight: Tensor,
+    *,
+    batch: int | None = None,
+) -> list[tuple[Result, Tensor]]:
+    """Follow every outcome of a piece of code that decides through `Draws`.
+
+    Args:
+        once: runs it for copies of runs, given which run each is a copy of and the script of their
+            decisions; returns the result and the stand-in it drew from.
+        weight: probabilities (N,) of the runs.
+        batch: copies that share a call; all when None.
+
+    Returns:
+        results of each call, with the probabilities of their copies.
+    """
     script: list[Tensor] = []
+    origin = torch.arange(len(weight))
     while True:
-        after, pending = [], []
+        results, pending = [], []
         for rows in torch.arange(len(weight)).split(batch or len(weight)):
-            draws = scripted(run.rows(rows), [answer[rows] for answer in script])
-            with torch.inference_mode():
-                after.append((decoder.step(generator, run.rows(rows), draws)[0], weight[rows]))
+            result, draws = once(origin[rows], [answer[rows] for answer in script])
+            results.append((result, weight[rows]))
             if draws.pending is not None:
                 pending.append(draws.pending)
         if not pending:
-            return after
+            return results
         law = torch.cat([decision.law for decision in pending])
         matters = torch.cat([decision.matters for decision in pending])
         parent, outcome, weight = _branch(Decision(law, matters), weight)
-        run, script = run.rows(parent), [answer[parent] for answer in script] + [outcome]
+        origin, script = origin[parent], [answer[parent] for answer in script] + [outcome]
 
 
 def _branch(decision: Decision, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -33,8 +33,8 @@ def nearest_codes(vectors_VC: Tensor, count: int) -> Tensor:
             vectors_VC.float(),
             compute_mode="donot_use_mm_for_euclid_dist",
         )
-        distance[torch.arange(len(rows)), rows] = -1.0  # itself first, then dropped
-        parts.append(distance.sort(dim=-1, stable=True).indices[:, 1 : count + 1])
+        distance[torch.arange(len(rows)), rows] = float("inf")  # not its own neighbour
+        parts.append(distance.sort(dim=-1, stable=True).indices[:, :count])
     return torch.cat(parts)
 
 

@@ -114,7 +114,13 @@ class NextToken(Generator):
         return restore(self.head(self.hidden(arrange(codes, order), cond, order=order)), order)
 
     def hidden(
-        self, drawn: Tensor, cond: Cond, *, order: Tensor | None = None, beyond: bool = False
+        self,
+        drawn: Tensor,
+        cond: Cond,
+        *,
+        order: Tensor | None = None,
+        beyond: bool = False,
+        prefix: bool = False,
     ) -> Tensor:
         """Return what the head reads at every step, teacher forced, (B, L, D).
 
@@ -123,16 +129,17 @@ class NextToken(Generator):
             cond: B conditions.
             order: that order, (L,) or (B, L); None for the tokenizer's.
             beyond: also feed the last code, which gives L + 1 steps.
+            prefix: also return the T - 1 vectors of the prefix before the first step.
         """
         fed = drawn if beyond else drawn[:, :-1]
-        prefix, steps = self._prefix(cond, order), torch.arange(fed.shape[1], device=fed.device)
-        x_BSD = torch.cat((prefix, self._embed(fed, steps, order)), dim=1)  # S = T + fed codes
+        first, steps = self._prefix(cond, order), torch.arange(fed.shape[1], device=fed.device)
+        x_BSD = torch.cat((first, self._embed(fed, steps, order)), dim=1)  # S = T + fed codes
         slots = torch.arange(x_BSD.shape[1], device=fed.device)
         pattern, mask = self._pattern(cond), None
         if pattern is not causal:
             mask = dense_mask(pattern, slots, slots, rows=_mask_rows(cond))
         hidden = self._run(x_BSD, slots, cond, mask=mask, causal=True)
-        return hidden[:, prefix.shape[1] - 1 :]
+        return hidden if prefix else hidden[:, first.shape[1] - 1 :]
 
     def start(
         self, cond: Cond, *, longest_draft: int = 0, order: Tensor | None = None
