@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +34,27 @@ def run(main: Callable[[Any], None], config_name: str) -> None:
     # Libraries narrate below the level of a warning.
     for name in ("matplotlib", "PIL", "torch", "fsspec", "hydra"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    wrapped = hydra.main(
-        config_path=str(config_dir()), config_name=config_name, version_base="1.3"
-    )(main)
+
+    @wraps(main)
+    def guarded(config: Any) -> None:
+        # Caught here, so that Hydra does not report an error of its own first.
+        try:
+            main(config)
+        except UserError as error:
+            _stop(str(error))
+        except OmegaConfBaseException as error:
+            _stop(_explain(error, config_name))
+        except PermissionError as error:
+            _stop(f"{error.filename or error} is not writable; choose another with out=DIR.")
+        except KeyboardInterrupt:
+            print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
+            sys.exit(130)
+
+    compose = hydra.main(config_path=str(config_dir()), config_name=config_name, version_base="1.3")
     try:
-        wrapped()
-    except UserError as error:
-        _stop(str(error))
+        compose(guarded)()
     except (HydraException, OmegaConfBaseException) as error:
         _stop(_explain(error, config_name))
-    except PermissionError as error:
-        _stop(f"{error.filename or error} is not writable; choose another directory with out=DIR.")
-    except KeyboardInterrupt:
-        print("\nInterrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
-        sys.exit(130)
 
 
 def require_writable(directory: Path | str) -> Path:
@@ -80,21 +88,20 @@ def _stop(message: str) -> None:
 
 def _explain(error: Exception, config_name: str) -> str:
     """Return Hydra's message with the nearest names that would have been right."""
+    from omegaconf.errors import MissingMandatoryValue
+
     lines = [line for line in str(error).splitlines() if line.strip()]
     message = " ".join(line.strip() for line in lines)
     choice = re.search(r"Could not find '([\w/]+)/([\w.-]+)'", message)
     if choice:
         group, name = choice.groups()
         return f"There is no {group}={name}.{suggest(name, preset_names(group))} {lines[0]}"
-    group = re.search(r"Could not override '([\w/]+)'", message)
-    key = re.search(r"Key '([\w.]+)' is not in struct|No match in the defaults list", message)
-    word = re.search(r"override '([\w./@]+)'", message)
-    if key or group:
-        wrong = word.group(1) if word else key.group(1)  # type: ignore[union-attr]
-        return f"{message}{suggest(wrong, _known_keys(config_name))}"
-    missing = re.search(r"Missing mandatory value: ([\w.]+)", message)
-    if missing:
-        return f"{missing.group(1)} must be given: add {missing.group(1)}=... to the command."
+    wrong = re.search(r"Could not override '([\w./@-]+)'", message)
+    if wrong:
+        return f"{lines[0]}{suggest(wrong.group(1), _known_keys(config_name))}"
+    if isinstance(error, MissingMandatoryValue):
+        key = getattr(error, "full_key", None) or "a value"
+        return f"{key} must be given: add {key}=... to the command."
     return message
 
 

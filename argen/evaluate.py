@@ -7,7 +7,6 @@ from typing import Any
 
 from argen.app import require_writable, run, show
 from argen.errors import UserError
-from argen.sample import SETTINGS
 
 
 def main(config: Any) -> None:
@@ -15,6 +14,7 @@ def main(config: Any) -> None:
     import torch
 
     from argen.build import build
+    from argen.controls import SETTINGS
     from argen.device import pick_device
     from argen.evaluation.pictures import read_images
     from argen.evaluation.protocol import Protocol

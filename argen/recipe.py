@@ -22,10 +22,10 @@ from argen.data.codes import CodeDataset
 from argen.data.images import ImageSource
 from argen.device import pick_device
 from argen.errors import UserError
-from argen.evaluation.metrics import code_usage, psnr_db, unigram_entropy_bits
-from argen.evaluation.report import evaluate, provenance
+from argen.evaluation.report import provenance
 from argen.grid import save_picture
 from argen.pipeline import Pipeline, load
+from argen.run_numbers import code_numbers, heldout_psnr, sample_scores
 from argen.tokenizers.base import Tokenizer
 from argen.tokenizing import write_codes
 from argen.training.fit import FitSettings, fit
@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 # What a finished stage depends on.
 TOKENIZER_KEYS = ("data", "tokenizer", "fit", "optim", "objective", "seed")
 GENERATOR_KEYS = ("generator", "fit", "optim", "samples", "seed")
-BITS_PER_NAT = 1.4426950408889634
 
 
 class Recipe:
@@ -173,18 +172,11 @@ class Recipe:
 
     def report_tokenizer(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """Draw reconstructions, and measure them on held-out pictures."""
-        source, start = self.source, time.perf_counter()
-        images = torch.stack([source.val[i]["image"] for i in range(len(source.val))])
-        with torch.inference_mode():
-            parts = [
-                tokenizer.decode(tokenizer.encode(part.to(self.device))).cpu().clamp(-1, 1)
-                for part in images.split(64)
-            ]
-        save_picture(
-            reconstruction_grid(tokenizer, images[:32]), self.directory / "reconstructions.png"
-        )
+        start = time.perf_counter()
+        images, result = heldout_psnr(tokenizer, self.source, self.device)
+        picture = reconstruction_grid(tokenizer, images[:32])
+        save_picture(picture, self.directory / "reconstructions.png")
         self.seconds["reconstructions"] = time.perf_counter() - start
-        result = {"psnr_heldout_db": psnr_db(torch.cat(parts), images)}
         write_json(self.directory / "tokenizer" / "metrics.json", result | provenance())
         return result
 
@@ -198,24 +190,20 @@ class Recipe:
         start = time.perf_counter()
         samples = pipe("all", n=self.config["samples"]["per_class"], seed=self.seed)
         save_picture(samples.grid(), self.directory / "samples.png")
-        spec = pipe.tokenizer.spec
-        if spec.kind == "discrete":
-            ids = torch.stack([codes["train"][i]["codes"] for i in range(len(codes["train"]))])
-            result["codes_used"] = code_usage(ids, spec)
-            result["bits_per_code_heldout"] = self._heldout_bits(pipe, codes["val"])
-            if spec.sub_tokens == 1:
-                result["unigram_bits_per_code"] = unigram_entropy_bits(ids, spec.vocab_size)
+        result |= code_numbers(pipe, codes, self.device)
         if self.config["evaluate"]:
-            result |= self._scores(pipe)
+            result |= sample_scores(
+                pipe, self.source, self.config["evaluate"], seed=self.seed, device=self.device
+            )
         self.seconds["pictures and scores"] = time.perf_counter() - start
+        parts = {"tokenizer": pipe.tokenizer, "generator": pipe.generator}
         result |= {
             "name": self.config["name"],
             "seed": self.seed,
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "parameters": {
-                "tokenizer": sum(p.numel() for p in pipe.tokenizer.parameters()),
-                "generator": sum(p.numel() for p in pipe._generator().parameters()),
+                k: sum(p.numel() for p in m.parameters()) for k, m in parts.items() if m
             },
             "seconds": {k: round(v, 1) for k, v in self.seconds.items()},
             "wall_seconds": round(sum(self.seconds.values()), 1),
@@ -224,40 +212,6 @@ class Recipe:
         }
         write_json(path, result)
         return result
-
-    def _scores(self, pipe: Pipeline) -> dict[str, Any]:
-        """Score fresh samples, the same number of every class."""
-        options, source = self.config["evaluate"], self.source
-        count, classes = int(options["samples"]), len(source.classes)
-        labels = torch.arange(count) * classes // count  # sorted, counts differ by one at most
-        seeds = list(range(self.seed, self.seed + count))
-        train = (source.train[i]["image"] for i in range(len(source.train)))
-        images = torch.stack(list(train))
-        with torch.inference_mode():
-            copies = [pipe.decode(pipe.encode(part)).cpu() for part in images.split(64)]
-        drawn = pipe.batches(labels.tolist(), seeds, batch_size=int(options["batch_size"]))
-        return evaluate(
-            (batch.images for batch in drawn),
-            protocol=options["protocol"],
-            labels=labels,
-            source=source,
-            copies_of=copies,
-            quick=True,
-            device=self.device,
-            about={"sampling": pipe.defaults},
-        )
-
-    @torch.inference_mode()
-    def _heldout_bits(self, pipe: Pipeline, val: CodeDataset) -> float:
-        """Return the mean loss of held-out codes given their class, in bits a code."""
-        generator, total = pipe._generator(), 0.0
-        for start in range(0, len(val), 64):
-            items = [val[i] for i in range(start, min(start + 64, len(val)))]
-            codes = torch.stack([item["codes"] for item in items]).to(self.device)
-            labels = torch.stack([item["label"] for item in items]).to(self.device)
-            loss = generator.loss(codes, generator.conditioner(labels)).loss
-            total += float(loss) * BITS_PER_NAT * len(items)
-        return total / len(val)
 
     def _given_tokenizer(self) -> Tokenizer:
         path = Path(self.config["model"] or self.directory / "tokenizer" / "model")

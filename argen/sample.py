@@ -7,17 +7,6 @@ from typing import Any
 from argen.app import require_writable, run, show
 from argen.errors import UserError
 
-SETTINGS = (
-    "cfg",
-    "cfg_schedule",
-    "cfg_power",
-    "cfg_interval",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-)
-
 
 def main(config: Any) -> None:
     """Draw, then write pictures and a grid."""
@@ -26,6 +15,7 @@ def main(config: Any) -> None:
 
     from argen.build import build
     from argen.checkpoint import replacing
+    from argen.controls import SETTINGS
     from argen.device import pick_device
     from argen.grid import save_picture, to_uint8
     from argen.pipeline import load
@@ -50,7 +40,7 @@ def main(config: Any) -> None:
         seed=settings["seed"],
         batch_size=settings["batch_size"],
         decoder=decoder,
-        **{key: settings[key] for key in SETTINGS},
+        **{key: settings.get(key) for key in SETTINGS},
     )
     if settings["format"] == "npz":
         with replacing(out / "samples.npz") as temporary, temporary.open("wb") as file:

@@ -11,7 +11,7 @@ from argen.data.code_writer import CodeWriter
 from argen.data.codes import CodeDataset
 from argen.data.draws import Draw, hash_seed
 from argen.data.images import ImageDataset, ImageSource
-from argen.pipeline import weights_fingerprint
+from argen.model_directory import weights_fingerprint
 from argen.tokenizers.base import Tokenizer
 
 

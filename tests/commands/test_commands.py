@@ -101,7 +101,9 @@ def test_python_api(workplace: Path) -> None:
     assert codes.shape == (2, 64)
     assert pipe.decode(codes).shape == (2, 3, 16, 16)
     alone = pipe(["three"], n=1, seed=6)
-    assert torch.equal(alone.images[0], samples.images[1])
+    assert torch.equal(alone.codes[0], samples.codes[1])
+    # Convolutions of another batch size may round differently in the last bits.
+    torch.testing.assert_close(alone.images[0], samples.images[1], atol=1e-4, rtol=0)
 
 
 def test_tokenize_and_train_the_second_stage_on_its_own(workplace: Path) -> None:

@@ -1,0 +1,47 @@
+"""Sampling settings by their names on the command line: which make guidance, which make filters.
+
+`cfg` is the guidance scale, `cfg_NAME` any other field of `Guidance`; the rest are the fields of
+`Filters`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from argen.decoding.filters import Filters
+from argen.decoding.guidance import Guidance
+from argen.errors import UserError, suggest
+
+GUIDANCE = {
+    "cfg" if field.name == "scale" else f"cfg_{field.name}": field.name
+    for field in fields(Guidance)
+}
+FILTERS = tuple(f.name for f in fields(Filters))
+SETTINGS = (*GUIDANCE, *FILTERS)
+
+
+def controls(
+    settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> tuple[Guidance, Filters]:
+    """Return guidance and filters.
+
+    Args:
+        settings: by name; None stands for the default.
+        defaults: what a model was saved with.
+
+    Raises:
+        UserError: for a setting that does not exist, with close matches, or a value out of range.
+    """
+    merged = {**(defaults or {}), **{k: v for k, v in settings.items() if v is not None}}
+    for name in merged:
+        if name not in SETTINGS:
+            raise UserError(
+                f"Unknown sampling setting {name!r}.{suggest(name, SETTINGS)} "
+                f"Known: {', '.join(SETTINGS)}."
+            )
+    return (
+        Guidance(**{GUIDANCE[k]: v for k, v in merged.items() if k in GUIDANCE}),
+        Filters(**{k: v for k, v in merged.items() if k in FILTERS}),
+    )

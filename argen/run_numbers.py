@@ -1,0 +1,107 @@
+"""What a trained model is worth, in numbers: reconstruction, codes, samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from argen.data.codes import CodeDataset
+from argen.data.images import ImageSource
+from argen.errors import UserError
+from argen.evaluation.metrics import code_usage, psnr_db, unigram_entropy_bits
+from argen.evaluation.report import evaluate
+from argen.generators.base import Generator
+from argen.pipeline import Pipeline
+from argen.tokenizers.base import Tokenizer
+
+
+@torch.inference_mode()
+def heldout_psnr(
+    tokenizer: Tokenizer, source: ImageSource, device: torch.device
+) -> tuple[Tensor, dict[str, float]]:
+    """Return the held-out pictures (N, 3, H, W) and `psnr_heldout_db`, the mean over them."""
+    images = torch.stack([source.val[i]["image"] for i in range(len(source.val))])
+    decoded = [
+        tokenizer.decode(tokenizer.encode(part.to(device))).cpu().clamp(-1, 1)
+        for part in images.split(64)
+    ]
+    return images, {"psnr_heldout_db": psnr_db(torch.cat(decoded), images)}
+
+
+def code_numbers(
+    pipe: Pipeline, codes: Mapping[str, CodeDataset], device: torch.device
+) -> dict[str, float]:
+    """Return how the codes are used, and how well the generator predicts held-out ones.
+
+    `codes_used` is the share of the vocabulary among the codes of the unaugmented training
+    pictures, `unigram_bits_per_code` the entropy of their histogram, `bits_per_code_heldout` the
+    generator's loss on held-out codes given their class. Codes that are not ids have none of them.
+    """
+    spec = pipe.tokenizer.spec
+    if spec.kind != "discrete" or pipe.generator is None:
+        return {}
+    ids = torch.stack([codes["train"][i]["codes"] for i in range(len(codes["train"]))])
+    result = {"codes_used": code_usage(ids, spec)}
+    if spec.sub_tokens == 1:
+        result["unigram_bits_per_code"] = unigram_entropy_bits(ids, spec.vocab_size)
+    bits = heldout_bits(pipe.generator, codes["val"], device)
+    return result if bits is None else {"bits_per_code_heldout": bits, **result}
+
+
+@torch.inference_mode()
+def heldout_bits(generator: Generator, val: CodeDataset, device: torch.device) -> float | None:
+    """Return the loss of held-out codes in bits a code; None where it is not a likelihood."""
+    total = 0.0
+    for start in range(0, len(val), 64):
+        items = [val[i] for i in range(start, min(start + 64, len(val)))]
+        codes = torch.stack([item["codes"] for item in items]).to(device)
+        labels = torch.stack([item["label"] for item in items]).to(device)
+        output = generator.loss(codes, generator.conditioner(labels))
+        if "bits_per_code" not in output.metrics:
+            return None
+        total += float(output.metrics["bits_per_code"]) * len(items)
+    return total / len(val) if math.isfinite(total) else None
+
+
+def sample_scores(
+    pipe: Pipeline,
+    source: ImageSource,
+    options: Mapping[str, Any],
+    *,
+    seed: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Score fresh samples by a protocol, the same number of every class.
+
+    Near-copies are looked for among the reconstructions of the training pictures.
+
+    Args:
+        pipe: draws them.
+        source: what they are compared with.
+        options: protocol, samples, batch_size.
+        seed: of the first sample; the others follow.
+        device: where features are computed.
+    """
+    unknown = [key for key in options if key not in ("protocol", "samples", "batch_size")]
+    if unknown:
+        raise UserError(f"evaluate.{unknown[0]} means nothing; protocol, samples, batch_size do.")
+    count, classes = int(options["samples"]), len(source.classes)
+    labels = torch.arange(count) * classes // count  # counts differ by one at most
+    images = torch.stack([source.train[i]["image"] for i in range(len(source.train))])
+    copies = [pipe.decode(pipe.encode(part)).cpu() for part in images.split(64)]
+    seeds = list(range(seed, seed + count))
+    drawn = pipe.batches(labels.tolist(), seeds, batch_size=int(options["batch_size"]))
+    return evaluate(
+        (batch.images for batch in drawn),
+        protocol=options["protocol"],
+        labels=labels,
+        source=source,
+        copies_of=copies,
+        quick=True,
+        device=device,
+        about={"sampling": pipe.defaults},
+    )

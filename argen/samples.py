@@ -1,0 +1,48 @@
+"""Drawn pictures, with all it takes to draw them again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from argen.grid import draw_grid, to_pil
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass
+class Samples:
+    """Drawn pictures.
+
+    Attributes:
+        images: (N, 3, H, W) in [-1, 1].
+        codes: what they were decoded from.
+        labels: class of each, long (N,).
+        names: class name of each.
+        seeds: seed of each; drawing it again gives the same picture.
+        passes: network passes a picture.
+    """
+
+    images: Tensor
+    codes: Tensor
+    labels: Tensor
+    names: list[str]
+    seeds: list[int]
+    passes: int
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def pil(self) -> list[Image.Image]:
+        """Return PIL pictures."""
+        return to_pil(self.images)
+
+    def grid(self) -> Image.Image:
+        """Return one picture with a labelled row a class."""
+        rows: dict[str, list[int]] = {}
+        for i, name in enumerate(self.names):
+            rows.setdefault(name, []).append(i)
+        return draw_grid([(name, self.images[index]) for name, index in rows.items()])
