@@ -20,6 +20,7 @@ from argen.layers.levels import Level, middle
 from argen.layers.noise import Noise
 from argen.spec import CodeSpec
 from argen.tokenizers.base import Tokenizer, TokenizerOutput, as_size
+from argen.tokenizers.causal_prior import CausalPrior
 from argen.tokenizers.quantizers.base import Quantizer
 
 
@@ -203,6 +204,7 @@ class CNNTokenizer(Tokenizer):
             latent width is not the quantiser's.
         unit_range: the networks themselves work on images in [0, 1] (MaskGIT's checkpoints); the
             tokenizer still takes and gives [-1, 1].
+        prior: gives the loss `prior`, which makes the codes easier to model.
     """
 
     def __init__(
@@ -214,9 +216,11 @@ class CNNTokenizer(Tokenizer):
         image_size: int | tuple[int, int],
         projection: bool = True,
         unit_range: bool = False,
+        prior: CausalPrior | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.decoder, self.quantizer = encoder, decoder, quantizer
+        self.prior = prior
         self.unit_range = unit_range
         self.image_size = as_size(image_size)
         self.factor = encoder.factor
@@ -279,9 +283,12 @@ class CNNTokenizer(Tokenizer):
         """Reconstruct images (B, 3, H, W)."""
         z = self.latents(images)
         quantized = self.quantizer(z, noise=noise)
+        losses = dict(quantized.losses)
+        if self.prior is not None:
+            losses["prior"] = self.prior(quantized.z)
         return TokenizerOutput(
             images=self.decode_latents(quantized.z, noise=noise),
-            losses=quantized.losses,
+            losses=losses,
             ids=quantized.codes if self.quantizer.kind == "binary" else quantized.ids,
             latents=z,
         )
