@@ -47,7 +47,7 @@ class Progress:
         filters: logit filters.
         order_L: position of each step.
         verdict: of the last pass.
-        logits: guided logits of the last pass (B, n, G, V), before the filters.
+        laws: of the slots of the last pass.
     """
 
     state: Any
@@ -62,7 +62,7 @@ class Progress:
     filters: Filters
     order_L: Tensor
     verdict: Verdict | None = None
-    logits: Tensor | None = None
+    laws: Laws | None = None
 
     def rows(self, index: Tensor) -> Progress:
         """Return a copy of some rows, for generators and drafters whose state can be copied."""
@@ -77,7 +77,7 @@ class Progress:
             length_B=self.length_B[index],
             width_B=self.width_B[index],
             verdict=None,
-            logits=None,
+            laws=None,
         )
 
 
@@ -236,7 +236,7 @@ class LookAhead(Decoder):
             k=k,
             number=run.number + 1,
             verdict=verdict,
-            logits=laws.logits(codes),
+            laws=laws,
         )
         return run, left > 0
 
@@ -266,10 +266,11 @@ class LookAhead(Decoder):
         """Return positions (B, n), codes and guided logits that the last pass made final."""
         verdict = run.verdict
         assert verdict is not None
-        assert run.logits is not None
+        assert run.laws is not None
         slots = torch.arange(verdict.codes.shape[1], device=run.length_B.device)
         steps = verdict.start_B[:, None] + slots
         positions = run.order_L[steps.clamp(max=len(run.order_L) - 1)]
         positions = torch.where(slots < verdict.matched_B[:, None], positions, -1)
-        logits = run.logits[:, :, 0] if len(head.id_sizes) == 1 else run.logits
+        logits = run.laws.logits(verdict.codes)
+        logits = logits[:, :, 0] if len(head.id_sizes) == 1 else logits
         return positions, head.to_codes(verdict.codes), logits
