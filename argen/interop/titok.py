@@ -228,7 +228,7 @@ def _read_size(
     heads = heads or known.get((dim, layers))
     if heads is None:
         raise UserError(
-            f"{source}: a {part} of {layers} layers of width {dim} is not a published size; pass "
+            f"{source}: its {part} has {layers} layers of width {dim}, not a published size; pass "
             "heads=(encoder, decoder)."
         )
     return dim, layers, heads
