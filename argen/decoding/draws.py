@@ -14,7 +14,7 @@ from torch import Tensor
 from argen.layers.noise import Noise
 
 RACE, FIRST = 1 << 23, 1 << 24  # heads and masked decoding count their uses from far below
-KEEP, REPAIR, FRESH, GUESS, DRAFT = range(5)  # what a draw is for
+KEEP, REPAIR, FRESH, GUESS, DRAFT, BRANCH = range(6)  # what a draw is for
 KINDS = 8
 
 

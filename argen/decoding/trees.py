@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from argen.decoding.acceptance import Acceptance, pick
-from argen.decoding.draws import KEEP, Draws, use_of
+from argen.decoding.draws import BRANCH, Draws, use_of
 
 
 @dataclass
@@ -24,10 +24,12 @@ class Tree:
     Attributes:
         codes: (B, N).
         parents: number of each node's parent, (B, N) or (N,).
-        laws: law (B, N + 1, V) that the children of each number were drawn from, one after another
-            without replacement, in the order of their numbers; None where children are certain.
+        laws: laws (B, M, V) that drafts were drawn from, the children of a node one after another
+            without replacement, in the order of their numbers; None where drafts are certain.
         width: most children of a node W.
         depth: most levels D.
+        source: which of the laws the children of each number were drawn from, (N + 1,); one for
+            each number when None.
     """
 
     codes: Tensor
@@ -35,6 +37,14 @@ class Tree:
     laws: Tensor | None
     width: int
     depth: int
+    source: Tensor | None = None
+
+    def law_below(self, numbers_B: Tensor) -> Tensor | None:
+        """Return the law (B, V) that the children of these numbers were drawn from."""
+        if self.laws is None:
+            return None
+        at = numbers_B if self.source is None else self.source[numbers_B]
+        return self.laws[torch.arange(len(numbers_B), device=numbers_B.device), at]
 
     def children(self) -> Tensor:
         """Return the numbers (B, N + 1, W) of each number's children, in order; 0 for none."""
@@ -98,8 +108,8 @@ def walk(
     law, tests, path = laws[:, 0], torch.zeros_like(at), []
     for level in range(tree.depth):
         going = going & (level < limit_B)
-        q = laws if tree.laws is None else tree.laws
-        q, kept = q[row, at], torch.zeros_like(at)
+        drawn_from, kept = tree.law_below(at), torch.zeros_like(at)
+        q = law if drawn_from is None else drawn_from
         for sibling in range(tree.width):
             child = table[row, at, sibling]
             here = going & (child > 0) & (kept == 0)
@@ -109,7 +119,7 @@ def walk(
             keep = draws.keep(
                 chance,
                 positions[:, level : level + 1],
-                use=use_of(KEEP, number * tree.width + sibling),
+                use=use_of(BRANCH, number * tree.width + sibling),
                 matters=here[:, None],
                 chain=False,
             )[:, 0, 0]

@@ -23,6 +23,7 @@ def verify(
     *,
     acceptance: Acceptance,
     behind: Behind,
+    sure_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Test drafts and draw what is missing.
 
@@ -37,6 +38,7 @@ def verify(
         number: number of the pass.
         acceptance: the rule.
         behind: what happens behind the first draft that is not kept, see `Drafter`.
+        sure_B: first drafts of each row that are kept already.
 
     Returns:
         ids (B, n, G) and their laws (B, n, G, V): final in the first so many slots, drafts for the
@@ -50,8 +52,11 @@ def verify(
     accepted_B = torch.zeros_like(draft.width_B)
     if k:
         p, here = laws.given(ids)[:, :k], slots[:, :k] < width_B1
+        chance = acceptance.chance(p, draft.laws, draft.codes)
+        if sure_B is not None:
+            chance = torch.where(slots[:, :k, None] < sure_B[:, None, None], 1.0, chance)
         kept = draws.keep(
-            acceptance.chance(p, draft.laws, draft.codes),
+            chance,
             positions[:, :k],
             use=use_of(KEEP, number),
             matters=here,

@@ -156,7 +156,15 @@ class Table(Generator):
 
     def numbered(self, codes: Tensor, cond: Cond) -> Tensor:
         """Return the class, step and past (B, L, 3) of every position of codes."""
-        return self._params(_labels(cond), codes, None)
+        symbols, past = self._symbols(codes), torch.zeros(len(codes), dtype=torch.long)
+        pasts = []
+        for symbol_B in symbols.unbind(1):
+            pasts.append(past)
+            past = past * self.head.vocab_size**self.head.subs + symbol_B
+        past_BL = torch.stack(pasts, dim=1)
+        steps = torch.arange(past_BL.shape[1]).expand_as(past_BL)
+        label_BL = _labels(cond)[:, None].expand_as(past_BL)
+        return torch.stack((label_BL, steps, past_BL), dim=-1)
 
     def loss(self, codes: Tensor, cond: Cond, *, noise: Noise | None = None) -> LossOutput:
         """Return the mean cross entropy in nats."""
@@ -174,18 +182,37 @@ class Table(Generator):
         codes = torch.zeros(R, self.spec.length, self.head.subs, dtype=torch.long)
         return TableState(_labels(cond), codes, torch.zeros(R, dtype=torch.long))
 
-    def predict(self, state: TableState, draft: Tensor | None = None) -> Tensor:
-        """Return the class, step and past of the next k + 1 positions, (R, k + 1, 3)."""
-        k = 0 if draft is None else draft.shape[1]
-        steps = state.length_R[:, None] + torch.arange(k + 1)  # R k+1
-        codes = torch.cat((state.codes_RLG, torch.zeros_like(state.codes_RLG[:, :1])), dim=1)
-        codes = F.pad(codes, (0, 0, 0, k))
-        if draft is not None:
-            draft = draft if draft.ndim == 3 else draft[..., None]
-            codes.scatter_(1, steps[:, :k, None].expand_as(draft), draft)
-        return self._params(state.label_R, codes, steps)
+    def predict(
+        self, state: TableState, draft: Tensor | None = None, *, parents: Tensor | None = None
+    ) -> Tensor:
+        """Return the class, step and past of the next k + 1 positions, (R, k + 1, 3).
 
-    def commit(self, state: TableState, codes: Tensor, counts: Tensor | None = None) -> None:
+        With `parents`, (k,) or (R, k), of what follows the last code and each node of a tree.
+        """
+        k = 0 if draft is None else draft.shape[1]
+        R, size = len(state.label_R), self.head.vocab_size**self.head.subs
+        symbols = self._symbols(torch.zeros(R, 0, self.head.subs) if draft is None else draft)
+        known = torch.arange(self.spec.length) < state.length_R[:, None]
+        past = torch.zeros_like(state.label_R)
+        for s, symbol_R in enumerate(self._symbols(state.codes_RLG).unbind(1)):
+            past = torch.where(known[:, s], past * size + symbol_R, past)
+        pasts, steps = [past], [state.length_R]
+        above = torch.arange(k).expand(R, k) if parents is None else parents.expand(R, k)
+        for node in range(k):
+            row = torch.arange(R)
+            pasts.append(torch.stack(pasts, 1)[row, above[:, node]] * size + symbols[:, node])
+            steps.append(torch.stack(steps, 1)[row, above[:, node]] + 1)
+        label_Rn = state.label_R[:, None].expand(R, k + 1)
+        return torch.stack((label_Rn, torch.stack(steps, 1), torch.stack(pasts, 1)), dim=-1)
+
+    def commit(
+        self,
+        state: TableState,
+        codes: Tensor,
+        counts: Tensor | None = None,
+        *,
+        path: Tensor | None = None,
+    ) -> None:
         """Fix the next codes (R, n) or (R, n, G), or the first `counts` of them in each row."""
         codes = codes if codes.ndim == 3 else codes[..., None]
         counts = torch.full_like(state.length_R, codes.shape[1]) if counts is None else counts
@@ -195,20 +222,10 @@ class Table(Generator):
         state.codes_RLG = torch.where(new, codes.gather(1, index), state.codes_RLG)
         state.length_R = (state.length_R + counts).clamp(max=self.spec.length)
 
-    def _params(self, label_R: Tensor, codes: Tensor, steps: Tensor | None) -> Tensor:
-        """Number the past of steps (R, n) of codes (R, L', G), or of all steps."""
-        codes = codes if codes.ndim == 3 else codes[..., None]
+    def _symbols(self, codes: Tensor) -> Tensor:
+        """Return each position's sub-tokens as one number, (R, n)."""
         weight = self.head.vocab_size ** torch.arange(self.head.subs - 1, -1, -1)
-        symbol_RL = (codes * weight).sum(-1)
-        past, number = [torch.zeros_like(label_R)], torch.zeros_like(label_R)
-        for s in range(symbol_RL.shape[1] - 1):
-            number = number * self.head.vocab_size**self.head.subs + symbol_RL[:, s]
-            past.append(number)
-        past_RL = torch.stack(past, dim=1)
-        if steps is None:
-            steps = torch.arange(past_RL.shape[1]).expand_as(past_RL)
-        number_Rn = past_RL.gather(1, steps)
-        return torch.stack((label_R[:, None].expand_as(steps), steps, number_Rn), dim=-1)
+        return (self.head.to_ids(codes) if codes.ndim == 2 else codes).long() @ weight
 
 
 def _labels(cond: Cond) -> Tensor:
