@@ -19,7 +19,8 @@ from torch import Tensor
 from argen.decoding.draws import Draws
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
-from argen.decoding.lookahead import LookAhead, Progress
+from argen.decoding.lookahead import LookAhead
+from argen.decoding.progress import Progress
 from argen.generators.base import Generator
 from argen.generators.conditioning import Cond
 

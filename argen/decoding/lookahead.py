@@ -9,76 +9,25 @@ Names: B samples, L codes, k drafts, n = k + 1 slots of a window, G sub-tokens, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from argen.decoding.acceptance import Acceptance
 from argen.decoding.base import Decoder, DecodeResult, Observer
-from argen.decoding.drafters import Drafter, Verdict
+from argen.decoding.drafters import Draft, Drafter, Verdict
 from argen.decoding.draws import Draws
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.laws import Laws, guidance_weights, law_type, twice
+from argen.decoding.progress import Progress
 from argen.decoding.verifier import verify
 from argen.errors import IncompatibleError, UserError
 from argen.generators.base import Generator
 from argen.generators.conditioning import Cond
 from argen.generators.heads import Head
 from argen.layers.noise import Noise
-
-
-@dataclass
-class Progress:
-    """A batch half drawn.
-
-    Attributes:
-        state: the generator's own.
-        memory: the drafter's own.
-        codes: sub-tokens (B, L + n, G) in the order they are drawn; final below `length_B`.
-        length_B: final codes.
-        width_B: drafts of each row in the next pass.
-        most: drafts of a full window.
-        k: the most that any row takes in the next pass, on the host.
-        number: passes made.
-        weight_L: guidance weight of each step, or None.
-        filters: logit filters.
-        order_L: position of each step.
-        verdict: of the last pass.
-        laws: of the slots of the last pass.
-    """
-
-    state: Any
-    memory: Any
-    codes: Tensor
-    length_B: Tensor
-    width_B: Tensor
-    most: int
-    k: int
-    number: int
-    weight_L: Tensor | None
-    filters: Filters
-    order_L: Tensor
-    verdict: Verdict | None = None
-    laws: Laws | None = None
-
-    def rows(self, index: Tensor) -> Progress:
-        """Return a copy of some rows, for generators and drafters whose state can be copied."""
-        both = index
-        if self.weight_L is not None:
-            both = torch.cat((index, index + len(self.length_B)))
-        return replace(
-            self,
-            state=self.state.rows(both),
-            memory=self.memory.rows(index),
-            codes=self.codes[index],
-            length_B=self.length_B[index],
-            width_B=self.width_B[index],
-            verdict=None,
-            laws=None,
-        )
 
 
 class LookAhead(Decoder):
@@ -96,6 +45,7 @@ class LookAhead(Decoder):
 
     name = "look-ahead"
     usual_window = 32
+    branches = 0  # drafts of a pass beside the window's
 
     def __init__(
         self,
@@ -176,7 +126,9 @@ class LookAhead(Decoder):
         width_B = self._widths(zeros - 1, zeros, L, k)
         return Progress(
             # One draft more: rows that are done still take part, behind the last code.
-            state=generator.start(guidance.rows(generator, cond), longest_draft=k + 1),
+            state=generator.start(
+                guidance.rows(generator, cond), longest_draft=k + 1 + self.branches
+            ),
             memory=self.drafter.start(generator, cond, guidance=guidance, filters=filters, k=k),
             codes=torch.zeros(B, L + k + 1, G, dtype=torch.long, device=device),
             length_B=zeros,
@@ -210,7 +162,7 @@ class LookAhead(Decoder):
         fed = generator.head.to_codes(draft.codes)
         params = generator.predict(run.state, twice(fed, guided) if k else None)
         laws = Laws(generator.head, params, steps, run.weight_L, run.filters)
-        codes, law, matched_B = verify(
+        tested = verify(
             draft,
             laws,
             positions,
@@ -219,18 +171,47 @@ class LookAhead(Decoder):
             acceptance=self.acceptance,
             behind=self.drafter.behind,
         )
+        return self.settle(generator, run, draft, laws, *tested)
+
+    def settle(
+        self,
+        generator: Generator,
+        run: Progress,
+        draft: Draft,
+        laws: Laws,
+        ids: Tensor,
+        law: Tensor,
+        matched_B: Tensor,
+        *,
+        path: Tensor | None = None,
+    ) -> tuple[Progress, bool]:
+        """Make the first codes of each row final and get ready for the next pass.
+
+        Args:
+            generator: the target.
+            run: the run before the pass.
+            draft: what was tested.
+            laws: of the slots.
+            ids: (B, n, G), final below `matched_B`.
+            law: the laws (B, n, G, V) that the ids have now.
+            matched_B: codes that become final.
+            path: numbers of the tree's nodes that they were, where there was a tree.
+        """
+        L, guided = generator.spec.length, run.weight_L is not None
         matched_B = torch.where(run.length_B < L, matched_B, 0)
-        verdict = Verdict(draft, run.length_B, codes, law, matched_B)
-        new = twice(generator.head.to_codes(codes), guided)
-        generator.commit(run.state, new, counts=twice(matched_B, guided))
+        verdict = Verdict(draft, run.length_B, ids, law, matched_B)
+        new = twice(generator.head.to_codes(ids), guided)
+        options = {} if path is None else {"path": twice(path, guided)}
+        generator.commit(run.state, new, counts=twice(matched_B, guided), **options)
         after_B = run.length_B + matched_B
         width_B = self._widths(run.length_B, after_B, L, run.most)
         # The one thing the host must know: how far the next pass reaches.
         k, left = torch.stack((width_B.max(), (L - after_B).max())).tolist()
+        steps = run.length_B[:, None] + torch.arange(ids.shape[1], device=ids.device)
         run = replace(
             run,
             memory=self.drafter.observe(run.memory, verdict),
-            codes=run.codes.scatter(1, steps[..., None].expand_as(codes), codes),
+            codes=run.codes.scatter(1, steps[..., None].expand_as(ids), ids),
             length_B=after_B,
             width_B=width_B,
             k=k,

@@ -8,6 +8,7 @@ from argen.configs import for_codes, preset, preset_names
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.jacobi import Grouped, Jacobi
+from argen.decoding.proactive import Proactive
 from argen.decoding.sequential import Sequential
 from argen.decoding.speculative import Speculative
 from argen.errors import IncompatibleError, UserError
@@ -68,6 +69,7 @@ DECODERS = [
     Jacobi(window=5, coupling="gumbel", guess="left"),
     Jacobi(window=16, coupling="none", guess="certain"),
     Jacobi(window=6, coupling="none", interval=(1, 12)),
+    Proactive(window=7, width=2, depth=2),
 ]
 
 
@@ -81,6 +83,8 @@ def test_greedy_codes_are_those_of_sequential_decoding(name, spec, guidance):
     if generator.conditioner.has_null:
         settings["guidance"] = guidance
     decoders = [*DECODERS[:2], Speculative(make(name, spec=spec, seed=1), window=4)]
+    if len(generator.head.id_sizes) == 1:
+        decoders.append(Proactive(window=6, width=3, depth=2))
     expected = draw(Sequential(), generator, [0, 1, 2], [0, 1, 2], **settings).codes
     for decoder in decoders:
         decoder.check(generator)
