@@ -67,7 +67,7 @@ def main(config: Any) -> None:
             labels.tolist(),
             list(seeds),
             batch_size=settings["batch_size"],
-            decoder=build(settings["decoder"]),
+            decoder=build(settings["decoder"]) if settings.get("decoder") else None,
             **sampling,
         )
         about = {

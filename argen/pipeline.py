@@ -14,7 +14,7 @@ from torch import Tensor
 from argen.classes import class_ids
 from argen.controls import controls
 from argen.decoding.base import Decoder, Observer
-from argen.decoding.sequential import Sequential
+from argen.decoding.default import default_decoder
 from argen.errors import UserError
 from argen.generators.base import Generator
 from argen.layers.noise import SeededNoise
@@ -31,7 +31,7 @@ class Pipeline:
     Attributes:
         tokenizer: images to codes and back.
         generator: models the codes; None for a tokenizer alone, which only encodes and decodes.
-        decoder: the default decoding strategy.
+        decoder: the default decoding strategy; the plainest that fits the generator when None.
         class_names: in the order of the labels; empty when not known.
         defaults: sampling settings that stand when a call does not name them (cfg, top_k, ...).
         provenance: where the weights come from: which copy (ema or raw), step, commit, data.
@@ -39,7 +39,7 @@ class Pipeline:
 
     tokenizer: Tokenizer
     generator: Generator | None = None
-    decoder: Decoder = field(default_factory=Sequential)
+    decoder: Decoder | None = None
     class_names: tuple[str, ...] = ()
     defaults: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -131,6 +131,7 @@ class Pipeline:
             names=names,
             seeds=seeds,
             passes=parts[0].passes,
+            exact=parts[0].exact,
         )
 
     @torch.inference_mode()
@@ -145,9 +146,7 @@ class Pipeline:
         **settings: Any,
     ) -> Iterator[Samples]:
         """Draw one picture for each label and seed, a batch at a time; settings as in a call."""
-        generator, decoder = self._generator(), decoder or self.decoder
-        decoder.bind(self.tokenizer)
-        decoder.check(generator)
+        generator, decoder = self._generator(), self.strategy(decoder)
         guidance, filters = controls(settings, self.defaults)
         if guidance.active:
             generator.conditioner.require_null()
@@ -177,6 +176,7 @@ class Pipeline:
                 names=[self.class_names[i] if self.class_names else str(i) for i in label],
                 seeds=list(own),
                 passes=result.passes,
+                exact=decoder.exact,
             )
 
     @torch.inference_mode()
@@ -188,6 +188,21 @@ class Pipeline:
     def decode(self, codes: Tensor, **options: Any) -> Tensor:
         """Return the images (B, 3, H, W), in [-1, 1], of codes."""
         return self.tokenizer.decode(codes.to(self.device), **options).clamp(-1, 1)
+
+    def strategy(self, decoder: Decoder | None = None) -> Decoder:
+        """Return the strategy that a call would use, checked against the generator.
+
+        Args:
+            decoder: the one asked for; the pipeline's own, or the plainest that fits, when None.
+
+        Raises:
+            IncompatibleError: if it cannot drive the generator.
+        """
+        generator = self._generator()
+        decoder = decoder or self.decoder or default_decoder(generator)
+        decoder.bind(self.tokenizer)
+        decoder.check(generator)
+        return decoder
 
     def _generator(self) -> Generator:
         if self.generator is None:

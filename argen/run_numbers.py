@@ -37,15 +37,16 @@ def code_numbers(
 ) -> dict[str, float]:
     """Return how the codes are used, and how well the generator predicts held-out ones.
 
-    `codes_used` is the share of the vocabulary among the codes of the unaugmented training
-    pictures, `unigram_bits_per_code` the entropy of their histogram, `bits_per_code_heldout` the
-    generator's loss on held-out codes given their class. Codes that are not ids have none of them.
+    `codes_used` is the share of the vocabulary that the stored training codes use, all views
+    included; `unigram_bits_per_code` the entropy of the plain view's histogram;
+    `bits_per_code_heldout` the generator's loss on held-out codes given their class. Codes that
+    are not ids have none of them.
     """
     spec = pipe.tokenizer.spec
     if spec.kind != "discrete" or pipe.generator is None:
         return {}
     ids = torch.stack([codes["train"][i]["codes"] for i in range(len(codes["train"]))])
-    result = {"codes_used": code_usage(ids, spec)}
+    result = {"codes_used": code_usage(codes["train"].every_view(), spec)}
     if spec.sub_tokens == 1:
         result["unigram_bits_per_code"] = unigram_entropy_bits(ids, spec.vocab_size)
     bits = heldout_bits(pipe.generator, codes["val"], device)

@@ -29,7 +29,7 @@ def main(config: Any) -> None:
         raise UserError(f"Unknown precision={settings['precision']}; use {' or '.join(dtypes)}.")
     pipe = load(settings["model"], device=pick_device(settings["device"]), trust=settings["trust"])
     pipe.to_dtype(dtypes[settings["precision"]])
-    decoder = build(settings["decoder"])
+    decoder = pipe.strategy(build(settings["decoder"]) if settings.get("decoder") else None)
     if settings["require_exact"]:
         decoder.require_exact()
     labels = pipe.labels(settings["classes"])
@@ -55,7 +55,7 @@ def main(config: Any) -> None:
             name = f"{i:05d}-{samples.names[i].replace('/', '-')}-seed{samples.seeds[i]}.png"
             save_picture(picture, out / name)
     save_picture(samples.grid(), out / "grid.png")
-    exact = "exact" if decoder.exact else "not exact: other pictures than the model's own"
+    exact = "exact" if samples.exact else "not exact: other pictures than the model's own"
     show(f"{len(samples)} pictures in {out} ({samples.passes} passes each, decoder {exact})")
     show(f"grid {out / 'grid.png'}")
 

@@ -24,6 +24,7 @@ class Samples:
         names: class name of each.
         seeds: seed of each; drawing it again gives the same picture.
         passes: network passes a picture.
+        exact: whether the strategy follows the generator's own distribution.
     """
 
     images: Tensor
@@ -32,6 +33,7 @@ class Samples:
     names: list[str]
     seeds: list[int]
     passes: int
+    exact: bool
 
     def __len__(self) -> int:
         return len(self.seeds)

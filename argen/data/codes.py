@@ -103,6 +103,15 @@ class CodeDataset(Dataset[dict[str, Tensor]]):
             "index": self.indices[draw.index],
         }
 
+    def every_view(self) -> Tensor:
+        """Return the stored codes of all items and views, (N * views, L, ...)."""
+        parts = [
+            self._codes(stored, None)
+            for number in range(len(self.manifest["shards"]))
+            for stored in self._shard(number).reshape(-1, *self._shard(number).shape[2:])
+        ]
+        return torch.stack(parts)
+
     def require_spec(self, wanted: CodeSpec, *, wanted_by: str) -> None:
         """Raise `SpecError` unless the codes speak the language that a generator models."""
         require_same_spec(self.spec, wanted, found_in=str(self.directory), wanted_by=wanted_by)

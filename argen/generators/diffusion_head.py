@@ -87,7 +87,7 @@ class DiffusionMLP(nn.Module):
         for layer in (*silent, self.modulation, self.out):
             nn.init.zeros_(layer.weight)
         for module in self.modules():
-            module.no_decay = ("weight",)  # the published recipe decays nothing of the head
+            module.no_decay = ("weight",)  # type: ignore[assignment]  # the published recipe decays nothing of the head
 
     def condition(self, hidden: Tensor) -> Tensor:
         """Project hidden vectors (..., D) to (..., W), once for all timesteps."""

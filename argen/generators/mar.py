@@ -192,6 +192,7 @@ class MAR(AnyOrderGenerator):
         loss = (error + bound).mean()
         return LossOutput(loss, {"mse": error.mean().detach(), "vb": bound.mean().detach()})
 
+    @torch.compiler.disable  # the number of masked codes is decided on the host
     def draw(self, batch: int, *, noise: Noise | None = None) -> MARDraws:
         """Draw masks, timesteps and noise for a training batch."""
         L, C, m = self.spec.length, self.spec.dim, self.head.repeats
@@ -280,9 +281,7 @@ class MAR(AnyOrderGenerator):
 
     def _refuse_drafts(self, asked: bool) -> None:
         if asked:
-            raise IncompatibleError(
-                "MAR draws in any order and cannot score drafts; use decoder=masked."
-            )
+            raise IncompatibleError("MAR scores no drafts; use decoder=masked.")
 
 
 def _padding(cond: Cond) -> Tensor | None:

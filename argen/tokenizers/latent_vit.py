@@ -45,8 +45,9 @@ def init_truncated(module: nn.Module, *, std: float) -> None:
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d | nn.Embedding):
             nn.init.trunc_normal_(part.weight, std=std)
-            if getattr(part, "bias", None) is not None:
-                nn.init.zeros_(part.bias)
+            bias = getattr(part, "bias", None)
+            if isinstance(bias, nn.Parameter):
+                nn.init.zeros_(bias)
 
 
 class LatentEncoder(nn.Module):

@@ -1,0 +1,27 @@
+"""The strategy a generator is drawn with when nobody names one."""
+
+from __future__ import annotations
+
+from argen.decoding.base import Decoder
+from argen.decoding.confidence import Confidence
+from argen.decoding.masked import Masked
+from argen.decoding.sequential import Sequential
+from argen.errors import IncompatibleError
+from argen.generators.base import Generator
+
+
+def default_decoder(generator: Generator) -> Decoder:
+    """Return the plainest strategy that fits: `sequential`, `confidence` or `masked`.
+
+    Raises:
+        IncompatibleError: with the last refusal, if none does.
+    """
+    strategies: tuple[Decoder, ...] = (Sequential(), Confidence(), Masked())
+    for strategy in strategies[:-1]:
+        try:
+            strategy.check(generator)
+        except IncompatibleError:
+            continue
+        return strategy
+    strategies[-1].check(generator)
+    return strategies[-1]
