@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import tempfile
@@ -88,7 +89,9 @@ def read_weights(path: Path | str, *, trust: bool = False) -> Any:
                 f"{path} is damaged or cut short ({error}); copy or export it again."
             ) from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=not trust)
+        # Trainers like to store their parsed arguments; a Namespace holds data and runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=not trust)
     except Exception as error:
         if "weights_only" in str(error) or "Unsupported" in str(error):
             raise CheckpointError(

@@ -64,7 +64,13 @@ def find_importer(name: str) -> Any:
 
     from argen import interop
 
-    known = [m.name for m in pkgutil.iter_modules(interop.__path__) if m.name != "base"]
+    known = [
+        m.name
+        for m in pkgutil.iter_modules(interop.__path__)
+        if "import_" in Path(interop.__path__[0], f"{m.name}.py").read_text()
+        and m.name not in ("base", "lucidrains")
+        and not m.name.endswith(("_objective", "_weights"))
+    ]
     if name not in known:
         raise UserError(
             f"There is no importer for source={name}.{suggest(name, known)} "

@@ -1,0 +1,46 @@
+"""Reading other people's checkpoint files."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+
+from argen.checkpoint import read_weights, replacing
+from argen.errors import CheckpointError
+
+
+class Surprise:
+    """Stands for code inside a pickle."""
+
+
+def test_stored_arguments_do_not_stand_in_the_way(tmp_path: Path) -> None:
+    held = {"model": {"w": torch.ones(2)}, "args": argparse.Namespace(lr=1e-4)}
+    torch.save(held, tmp_path / "a.pt")
+    assert torch.equal(read_weights(tmp_path / "a.pt")["model"]["w"], torch.ones(2))
+
+
+def test_pickled_code_needs_trust(tmp_path: Path) -> None:
+    torch.save({"model": {}, "extra": Surprise()}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="trust=true"):
+        read_weights(tmp_path / "a.pt")
+    assert isinstance(read_weights(tmp_path / "a.pt", trust=True)["extra"], Surprise)
+
+
+def test_a_cut_file_is_named(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(1000)}, tmp_path / "a.pt")
+    (tmp_path / "a.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:300])
+    with pytest.raises(CheckpointError, match=r"a\.pt cannot be read"):
+        read_weights(tmp_path / "a.pt")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("new")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
