@@ -163,11 +163,14 @@ def tokenizer_table() -> str:
         parameters = f"{sum(p.numel() for p in network.parameters()) / 1e6:.1f}M"
         rfid = scores(meta["expected"], {"rfid": "rFID"})
         rows.append(
-            [family, f"`{name}`", size, count, vocabulary, parameters, rfid, *licences(meta)]
-            + [paper("tokenizer", name, meta)]
+            [
+                *(family, f"`{name}`", size, count, vocabulary, parameters, rfid),
+                *licences(meta),
+                paper("tokenizer", name, meta),
+            ]
         )
     head = ["family", "`tokenizer=`", "pixels", "codes", "vocabulary of each", "parameters"]
-    return table(head + ["published rFID", "licence: code", "weights", "paper"], rows)
+    return table([*head, "published rFID", "licence: code", "weights", "paper"], rows)
 
 
 def generator_table() -> str:
@@ -180,12 +183,15 @@ def generator_table() -> str:
         codes = re.search(r"tokenizer=(\w+)", text)
         fid = scores(meta["expected"], {"fid": "FID", "is": "IS", "geneval": "GenEval"})
         rows.append(
-            [family, f"`{name}`", size[1] if size else NONE]
-            + [f"`{codes[1]}`" if codes else NONE, fid, *licences(meta)]
-            + [paper("generator", name, meta)]
+            [
+                *(family, f"`{name}`", size[1] if size else NONE),
+                *(f"`{codes[1]}`" if codes else NONE, fid),
+                *licences(meta),
+                paper("generator", name, meta),
+            ]
         )
     head = ["family", "`generator=`", "parameters", "`tokenizer=`", "published scores"]
-    return table(head + ["licence: code", "weights", "paper"], rows)
+    return table([*head, "licence: code", "weights", "paper"], rows)
 
 
 def importer_table() -> str:

@@ -1,0 +1,64 @@
+"""The tables and the commands of the documentation are those of the code."""
+
+import importlib
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from argen.configs import config_dir
+from argen.convert import find_importer
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+presets_table = importlib.import_module("presets_table")
+
+PAGES = {
+    name: (ROOT / "docs" / f"{name}.md").read_text()
+    for name in ("tokenizers", "generators", "decoding")
+}
+SHOWN = [
+    (page, match[2], match[0])
+    for page, text in PAGES.items()
+    for match in presets_table.MARKED.finditer(text)
+]
+COMMANDS = sorted(
+    {line for text in PAGES.values() for line in re.findall(r"^python -m argen\..*$", text, re.M)}
+)
+
+
+def test_every_table_is_shown():
+    assert sorted(name for _, name, _ in SHOWN) == sorted(presets_table.TABLES)
+
+
+@pytest.mark.parametrize(("page", "name", "shown"), SHOWN, ids=[name for _, name, _ in SHOWN])
+def test_tables_are_up_to_date(page, name, shown):
+    made = presets_table.refreshed(shown, lambda key: presets_table.TABLES[key]())
+    assert shown == made, f"docs/{page}.md is out of date: python tools/presets_table.py --write"
+
+
+@pytest.fixture(scope="module")
+def composer():
+    """Return Hydra's compose, set up once."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        yield compose
+    GlobalHydra.instance().clear()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_name_what_exists(composer, command):
+    words = shlex.split(command)
+    assert words[:2] == ["python", "-m"]
+    config = composer(config_name=words[2].removeprefix("argen."), overrides=words[3:])
+    if words[2] == "argen.convert":
+        assert find_importer(config.source)
+
+
+def test_every_strategy_has_a_section():
+    sections = set(re.findall(r"^## (\w+)$", PAGES["decoding"], re.M))
+    assert sections >= set(presets_table.preset_names("decoder"))
