@@ -25,7 +25,7 @@ def main(config: Any) -> None:
     settings = plain(config)
     if (settings["model"] is None) == (settings["samples"] is None):
         raise UserError("Give model=DIR to score a model, or samples=DIR to score pictures.")
-    device, protocol = pick_device(settings["device"]), Protocol.load(settings["protocol"])
+    device, protocol = pick_device(settings["device"]), Protocol.from_dict(settings["protocol"])
     options: dict[str, Any] = {
         "quick": settings["quick"],
         "weights_path": settings["inception_path"],
@@ -33,7 +33,7 @@ def main(config: Any) -> None:
         "batch_size": settings["batch_size"],
     }
     if settings["model"] is None:
-        if settings["data"] is None:
+        if settings.get("data") is None:
             raise UserError("Say what the pictures are compared with: data=folder data.path=DIR.")
         out = Path(settings["out"] or "metrics.json")
         require_writable(out.parent)
@@ -53,7 +53,7 @@ def main(config: Any) -> None:
         )
     else:
         pipe = load(settings["model"], device=device, trust=settings["trust"])
-        data = settings["data"] or pipe.provenance.get("data_config")
+        data = settings.get("data") or pipe.provenance.get("data_config")
         if data is None:
             raise UserError("This model does not say what it was trained on; give data=CHOICE.")
         source = build({**data, "image_size": list(pipe.tokenizer.image_size)})

@@ -183,26 +183,35 @@ NARROW = {"PatchDiscriminator": 4, "BlurDiscriminator": 32}  # instead of the pu
 
 @pytest.mark.parametrize("name", preset_names("objective"))
 def test_presets(name, images, monkeypatch):
-    monkeypatch.delenv("ARGEN_VGG16", raising=False)
-    monkeypatch.delenv("ARGEN_CONVNEXT_S", raising=False)
+    for variable in ("ARGEN_VGG16", "ARGEN_CONVNEXT_S", "ARGEN_DINO"):
+        monkeypatch.delenv(variable, raising=False)
     config = preset("objective", name)
     config.pop("alignment", None)  # Needs a tokenizer of its own; tested with it.
-    judge = config["discriminator"]
-    judge["channels"] = NARROW[judge["_target_"].rsplit(".", 1)[1]]
-    if "convnext" in config["perceptual"]:
+    judge = config.get("discriminator")
+    width = NARROW.get(judge["_target_"].rsplit(".", 1)[1]) if judge else None
+    if judge and width:
+        judge["channels"] = width
+    if "convnext" in config.get("perceptual", {}):
         with pytest.raises(CheckpointError, match="download"):
             build(config)
         del config["perceptual"]["convnext"]
     ours = build(config)
     step = max(ours.discriminator_start, ours.strength.begin) + ours.strength.steps
-    images = nn.functional.interpolate(images[:2], size=24)
-    names = ("codebook", "commitment", "kl", "indecision")
-    own = {name: images.mean() for name in names if name in ours.weights}
+    images = nn.functional.interpolate(images[:2], size=32)
+    names = ("codebook", "commitment", "kl", "indecision", "proxy")
+    own = {name: images.mean() * 0 + 1 for name in names if name in ours.weights}
     assert own
-    output = TokenizerOutput(images=(images * 0.5).requires_grad_(), losses=own)
-    total, terms = ours.tokenizer_loss(images, output, step=step, last_layer=output.images)
+    picture = (images * 0.5).requires_grad_()
+    own["proxy" if "proxy" in own else next(iter(own))] = 0.3 * picture.square().mean()
+    output = TokenizerOutput(images=picture, losses=own)
+    total, terms = ours.tokenizer_loss(images, output, step=step, last_layer=picture)
     total.backward()
-    assert output.images.grad.abs().sum() > 0
-    assert {"adversarial", *ours.perceptual, *own} <= set(terms)
-    ours.discriminator_loss(images, output.images, step=step)[0].backward()
-    assert all(p.grad is not None for p in ours.discriminator.parameters())
+    assert picture.grad.abs().sum() > 0
+    assert {*ours.perceptual, *own} <= set(terms)
+    if ours.discriminator is None:
+        assert "adversarial" not in terms
+        return
+    assert "adversarial" in terms
+    ours.discriminator_loss(images, picture, step=step)[0].backward()
+    trained = [p for p in ours.discriminator.parameters() if p.requires_grad]
+    assert all(p.grad is not None for p in trained)
