@@ -137,7 +137,7 @@ class NextToken(Generator):
         slots = torch.arange(x_BSD.shape[1], device=fed.device)
         pattern, mask = self._pattern(cond), None
         if pattern is not causal:
-            mask = dense_mask(pattern, slots, slots, rows=_mask_rows(cond))
+            mask = dense_mask(pattern, slots, slots, rows=mask_rows(cond))
         hidden = self._run(x_BSD, slots, cond, mask=mask, causal=True)
         return hidden if prefix else hidden[:, first.shape[1] - 1 :]
 
@@ -270,7 +270,7 @@ class NextToken(Generator):
         if pattern is causal and window.n == 1 and isinstance(window.start, int):
             return None
         keys = torch.arange(window.reach, device=slots.device)
-        return dense_mask(pattern, slots, keys, rows=_mask_rows(cond))
+        return dense_mask(pattern, slots, keys, rows=mask_rows(cond))
 
 
 def condition_vector(cond: Cond) -> Tensor:
@@ -291,5 +291,6 @@ def compute_dtype(weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
-def _mask_rows(cond: Cond) -> int | None:
+def mask_rows(cond: Cond) -> int | None:
+    """Return R where the attention pattern differs between rows."""
     return None if cond.mask_BT is None else len(cond)

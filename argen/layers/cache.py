@@ -21,14 +21,18 @@ class Window:
         start: first slot, one number when all rows agree, else a long tensor (R,).
         n: number of new tokens.
         reach: number of slots the pass may look at: the largest start + n, known on the host.
+        at: the slots themselves, (n,), where they are scattered.
     """
 
     start: int | Tensor
     n: int
     reach: int
+    at: Tensor | None = None
 
     def slots(self, device: torch.device) -> Tensor:
         """Return the slots of the new tokens, (n,) or (R, n)."""
+        if self.at is not None:
+            return self.at
         steps = torch.arange(self.n, device=device)
         return self.start + steps if isinstance(self.start, int) else self.start[:, None] + steps
 
@@ -72,7 +76,10 @@ class KVCache:
     ) -> tuple[Tensor, Tensor]:
         """Store a window and return the keys and values (R, heads, reach, head width) below it."""
         keys, values = self.keys[layer], self.values[layer]
-        if isinstance(window.start, int):
+        if window.at is not None:
+            keys[:, :, window.at] = k_RHnd.to(keys.dtype)
+            values[:, :, window.at] = v_RHnd.to(values.dtype)
+        elif isinstance(window.start, int):
             keys[:, :, window.start : window.start + window.n] = k_RHnd
             values[:, :, window.start : window.start + window.n] = v_RHnd
         else:

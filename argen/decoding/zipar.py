@@ -1,0 +1,141 @@
+"""ZipAR (arXiv 2412.04062): rows of the grid drawn side by side, each a few codes behind the last.
+
+    pass 5, window 2      1 2 3 4 5 .       a row may start once the row above has `window` codes;
+                          3 4 5 . . .       the number is the pass that draws the code
+                          5 . . . . .
+
+A code far to the left of the row above matters little, so that a row need not wait for the end of
+the row above. Training-free, and not exact: the end of the row above is not seen.
+
+Names: B samples, h w grid, n codes of one pass.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from argen.decoding.base import Decoder, DecodeResult, Observer
+from argen.decoding.filters import Filters
+from argen.decoding.guidance import Guidance
+from argen.decoding.laws import twice
+from argen.errors import IncompatibleError, UserError
+from argen.generators.base import Generator
+from argen.generators.conditioning import Cond
+from argen.generators.next_token import NextToken
+from argen.generators.scattered import predict_after
+from argen.layers.noise import Noise
+
+
+class ZipAR(Decoder):
+    """Draw the next code of every open row in one pass: about w + (h - 1) window passes.
+
+    Args:
+        window: codes a row must have before the one below starts; the width of the grid makes it
+            sequential decoding.
+    """
+
+    exact = False
+
+    def __init__(self, window: int = 16) -> None:
+        if window < 1:
+            raise UserError(f"window={window}: a row needs at least one code of the row above.")
+        self.window = window
+
+    def check(self, generator: Generator) -> None:
+        """Raise unless the generator draws one grid row by row."""
+        raster = generator.plan.groups == tuple((i,) for i in range(generator.spec.length))
+        one_grid = len(generator.spec.segments) == 1 and generator.spec.grid[0] > 1
+        if not (isinstance(generator, NextToken) and raster and one_grid):
+            fits = "masked" if generator.plan.any_order else "sequential"
+            raise IncompatibleError(
+                f"decoder `zipar` draws the rows of a grid side by side; "
+                f"{type(generator).__name__} on {generator.spec.describe()} does not draw one grid "
+                f"row by row: use decoder={fits}."
+            )
+        if self.window > generator.spec.grid[1]:
+            raise UserError(
+                f"window={self.window} is wider than the grid of {generator.spec.describe()}; use "
+                f"at most {generator.spec.grid[1]}."
+            )
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        generator: Generator,
+        cond: Cond,
+        *,
+        guidance: Guidance,
+        filters: Filters,
+        noise: Noise,
+        observer: Observer | None = None,
+    ) -> DecodeResult:
+        """Draw the codes of B = len(cond) samples."""
+        self.check(generator)
+        assert isinstance(generator, NextToken)
+        if guidance.sub_tokens:
+            raise UserError("decoder `zipar` takes one guidance weight, not one a sub-token.")
+        rows, L = guidance.rows(generator, cond), generator.spec.length
+        state = generator.start(rows)
+        codes = state.codes[: len(cond)].clone()
+        seen = torch.zeros(L, dtype=torch.bool, device=codes.device)
+        passes = schedule(generator.spec.grid, self.window)
+        for number, (drawn, sources, steps) in enumerate(passes):
+            if number == 0:
+                params = generator.predict(state)
+            else:
+                at = torch.tensor(steps, device=codes.device)
+                seen[at] = True
+                fed = twice(codes[:, sources], guidance.active)
+                params = predict_after(generator, state, fed, at, seen)[:, : len(drawn)]
+            positions = torch.tensor(drawn, device=codes.device)
+            weight: Tensor | None = None
+            if guidance.active:
+                weights = [guidance.weight(p, L) for p in drawn]
+                weight = torch.tensor(weights, dtype=torch.float32, device=codes.device)
+            new = generator.head.sample(
+                params, weight=weight, filters=filters, noise=noise, positions=positions
+            )
+            codes[:, positions] = new
+            if observer is not None:
+                observer(positions, new, generator.head.guided(params, weight))
+        return DecodeResult(codes, passes=len(passes))
+
+
+def schedule(grid: tuple[int, int], window: int) -> list[tuple[list[int], list[int], list[int]]]:
+    """Plan all passes.
+
+    Args:
+        grid: (h, w).
+        window: codes a row must have before the one below starts.
+
+    Returns:
+        for each pass the positions it draws; and, for these and then for row ends that only enter
+        the cache, the positions whose codes are fed and the steps they are fed as.
+    """
+    h, w = grid
+    done, ended, passes = [0] * h, [False] * h, []
+    while min(done) < w:
+        drawn, sources, steps = [], [], []
+        for row in range(h):
+            if row and done[row - 1] < min(window, w):
+                break
+            if done[row] == w:
+                continue
+            position = row * w + done[row]
+            drawn.append(position)
+            steps.append(position - 1)
+            # Until the row above ends, its newest code stands in for its last one.
+            newest = (row - 1) * w + done[row - 1] - 1
+            sources.append(newest if done[row] == 0 else position - 1)
+            if row and done[row] == 0:
+                ended[row - 1] = done[row - 1] == w
+        for row in range(h - 1):
+            if done[row] == w and done[row + 1] and not ended[row]:
+                ended[row] = True
+                sources.append((row + 1) * w - 1)
+                steps.append((row + 1) * w - 1)
+        for position in drawn:
+            done[position // w] += 1
+        passes.append((drawn, sources, steps))
+    return passes
