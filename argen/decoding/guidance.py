@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from argen.errors import UserError
 from argen.generators.base import Generator
 from argen.generators.conditioning import Cond
+from argen.generators.heads import Projected, Projection
 
 Schedule = Literal["constant", "linear", "cosine", "power_cosine", "sine", "log"]
 
@@ -34,6 +35,9 @@ class Guidance:
             (LlamaGen's `cfg_interval`); -1 guides all.
         sub_tokens: weights of each sub-token in place of `scale`, for factorised heads
             (Open-MAGVIT2); each follows the schedule.
+        parallel: factor of the difference's part along the conditional prediction; 1 is plain
+            guidance, 0 removes what only over-saturates (APG, arXiv 2410.02416).
+        norm_cap: largest norm of the difference, 0 for none (APG).
     """
 
     scale: float | Sequence[float] = 1.0
@@ -44,6 +48,8 @@ class Guidance:
     ahead: bool = False
     interval: int = -1
     sub_tokens: Sequence[float] = ()
+    parallel: float = 1.0
+    norm_cap: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sub_tokens", tuple(float(s) for s in self.sub_tokens))
@@ -56,6 +62,12 @@ class Guidance:
         if self.schedule not in get_args(Schedule):
             names = ", ".join(get_args(Schedule))
             raise UserError(f"Unknown guidance schedule {self.schedule!r}; use one of {names}.")
+        if self.norm_cap < 0:
+            raise UserError(f"norm_cap={self.norm_cap} is negative; 0 means no cap.")
+        if self.sub_tokens and self.projection is not None:
+            raise UserError(
+                "Projected guidance (parallel, norm_cap) takes one weight, not one a sub-token."
+            )
         if self.inclusive and self.ahead:
             raise UserError("inclusive and ahead name two last steps; choose one.")
         if not isinstance(self.scale, int | float):
@@ -71,6 +83,13 @@ class Guidance:
         if not isinstance(self.scale, int | float):
             return any(scale != 1.0 for scale in self.scale)
         return self.scale != 1.0 or (self.schedule != "constant" and self.start != 1.0)
+
+    @property
+    def projection(self) -> Projection | None:
+        """How the difference of the predictions is projected; None for plain guidance."""
+        if self.parallel == 1.0 and self.norm_cap == 0.0:
+            return None
+        return Projection(self.parallel, self.norm_cap)
 
     def rows(self, generator: Generator, cond: Cond) -> Cond:
         """Return the rows to run: `cond`, or `cond` and its null twin stacked."""
@@ -94,7 +113,7 @@ class Guidance:
         if 0 <= self.interval < step - 1:
             return 1.0
         if not isinstance(self.scale, int | float):
-            return self.scale[min(step, len(self.scale) - 1)]
+            return self._projected(self.scale[min(step, len(self.scale) - 1)])
         done = step + 1 if self.ahead else step
         return self.at(done / max(1, steps - 1 if self.inclusive else steps))
 
@@ -106,15 +125,21 @@ class Guidance:
         """
         if self.sub_tokens or not isinstance(self.scale, int | float):
             raise UserError("A list of guidance weights needs a strategy that counts steps.")
+        return self._projected(self.start + (self.scale - self.start) * self._rise(ratio))
+
+    def _projected(self, weight: float) -> float:
+        """Let a weight carry the projection to where predictions are combined."""
+        projection = self.projection
+        return weight if projection is None else Projected(weight, projection)
+
+    def _rise(self, ratio: float) -> float:
         if self.schedule == "constant":
-            return float(self.scale)
+            return 1.0
         if self.schedule == "linear":
-            rise = ratio**self.power
-        elif self.schedule == "sine":
-            rise = math.sin(math.pi * ratio / 2)
-        elif self.schedule == "log":
-            rise = math.log1p((math.e - 1) * ratio)
-        else:
-            power = self.power if self.schedule == "power_cosine" else 1.0
-            rise = (1.0 - math.cos(math.pi * ratio**power)) / 2.0
-        return self.start + (self.scale - self.start) * rise
+            return ratio**self.power
+        if self.schedule == "sine":
+            return math.sin(math.pi * ratio / 2)
+        if self.schedule == "log":
+            return math.log1p((math.e - 1) * ratio)
+        power = self.power if self.schedule == "power_cosine" else 1.0
+        return (1.0 - math.cos(math.pi * ratio**power)) / 2.0

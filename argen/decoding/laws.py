@@ -5,13 +5,15 @@ Names: R rows (samples, doubled under guidance), B samples, n positions, G sub-t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.generators.base import Generator
-from argen.generators.heads import Head, filter_of, guide
+from argen.generators.heads import Head, Projection, filter_of, guide
 
 
 def twice(rows: Tensor, guided: bool) -> Tensor:
@@ -25,14 +27,28 @@ def law_type(generator: Generator) -> tuple[torch.dtype, torch.device]:
     return torch.float64 if weight.dtype == torch.float64 else torch.float32, weight.device
 
 
-def guidance_weights(guidance: Guidance, generator: Generator) -> Tensor | None:
-    """Return the guidance weight of every step, (L,) or (L, G), or None when guidance is off."""
+@dataclass(frozen=True)
+class StepWeights:
+    """Guidance of every step.
+
+    Attributes:
+        table: weights, (L,) or (L, G).
+        projection: of the difference, or None.
+    """
+
+    table: Tensor
+    projection: Projection | None = None
+
+
+def guidance_weights(guidance: Guidance, generator: Generator) -> StepWeights | None:
+    """Return the guidance of every step, or None when it is off."""
     if not guidance.active:
         return None
     dtype, device = law_type(generator)
     steps = len(generator.plan.groups)
     weights = [guidance.weight(step, steps) for step in range(steps)]
-    return torch.tensor(weights, dtype=dtype, device=device)
+    table = torch.tensor(weights, dtype=dtype, device=device)
+    return StepWeights(table, guidance.projection)
 
 
 class Laws:
@@ -42,7 +58,7 @@ class Laws:
         head: the generator's head.
         params: what `predict` returned, (R, n, ...).
         steps: step of each position (B, n); those past the end mean nothing.
-        weight_L: guidance weight of each step, (L,) or (L, G), or None.
+        weights: guidance of each step, or None.
         filters: logit filters.
     """
 
@@ -51,19 +67,21 @@ class Laws:
         head: Head,
         params: Tensor,
         steps: Tensor,
-        weight_L: Tensor | None,
+        weights: StepWeights | None,
         filters: Filters,
     ) -> None:
         self.head, self.params, self.filters = head, params, filters
-        self.weight_Bn = None
-        if weight_L is not None:
-            self.weight_Bn = weight_L[steps.clamp(max=len(weight_L) - 1)]
+        self.weight_Bn, self.projection = None, None
+        if weights is not None:
+            self.weight_Bn = weights.table[steps.clamp(max=len(weights.table) - 1)]
+            self.projection = weights.projection
         self._single: Tensor | None = None
 
     def logits(self, ids: Tensor) -> Tensor:
         """Return guided logits (B, n, G, V), before the filters, given `ids` (B, n, G)."""
         codes = twice(self.head.to_codes(ids), self.weight_Bn is not None)
-        return guide(self.head.conditional(self.params, codes), self.weight_Bn)
+        logits = self.head.conditional(self.params, codes)
+        return guide(logits, self.weight_Bn, projection=self.projection)
 
     def given(self, ids: Tensor) -> Tensor:
         """Return the law (B, n, G, V) of each sub-token given those before it in `ids`.

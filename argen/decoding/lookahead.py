@@ -136,7 +136,7 @@ class LookAhead(Decoder):
             most=k,
             k=int(width_B.max()),
             number=0,
-            weight_L=guidance_weights(guidance, generator),
+            weights=guidance_weights(guidance, generator),
             filters=filters,
             order_L=torch.tensor(order, device=device),
         )
@@ -152,7 +152,7 @@ class LookAhead(Decoder):
         Returns:
             the run after the pass, and whether any row is unfinished.
         """
-        L, guided, k = generator.spec.length, run.weight_L is not None, run.k
+        L, guided, k = generator.spec.length, run.weights is not None, run.k
         slots = torch.arange(k + 1, device=run.length_B.device)
         steps = run.length_B[:, None] + slots  # B n
         positions = run.order_L[steps.clamp(max=L - 1)]
@@ -161,7 +161,7 @@ class LookAhead(Decoder):
         )
         fed = generator.head.to_codes(draft.codes)
         params = generator.predict(run.state, twice(fed, guided) if k else None)
-        laws = Laws(generator.head, params, steps, run.weight_L, run.filters)
+        laws = Laws(generator.head, params, steps, run.weights, run.filters)
         tested = verify(
             draft,
             laws,
@@ -197,7 +197,7 @@ class LookAhead(Decoder):
             matched_B: codes that become final.
             path: numbers of the tree's nodes that they were, where there was a tree.
         """
-        L, guided = generator.spec.length, run.weight_L is not None
+        L, guided = generator.spec.length, run.weights is not None
         matched_B = torch.where(run.length_B < L, matched_B, 0)
         verdict = Verdict(draft, run.length_B, ids, law, matched_B)
         new = twice(generator.head.to_codes(ids), guided)

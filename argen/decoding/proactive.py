@@ -72,7 +72,7 @@ class Proactive(Jacobi):
         """Make one pass; see `LookAhead.step`."""
         if run.k == 0:
             return super().step(generator, run, draws)
-        k, guided = run.k, run.weight_L is not None
+        k, guided = run.k, run.weights is not None
         slots = torch.arange(k + 1, device=run.length_B.device)
         steps = run.length_B[:, None] + slots  # B n
         positions = run.order_L[steps.clamp(max=generator.spec.length - 1)]
@@ -84,9 +84,9 @@ class Proactive(Jacobi):
             run.state, twice(tree.codes, guided), parents=tree.parents
         )
         # Numbers 0 to k are the root and the chain, the branches come after them.
-        own = Laws(generator.head, params[:, : k + 1], steps, run.weight_L, run.filters)
+        own = Laws(generator.head, params[:, : k + 1], steps, run.weights, run.filters)
         beside = run.length_B[:, None] + levels(tree.parents)[k:]
-        branches = Laws(generator.head, params[:, k + 1 :], beside, run.weight_L, run.filters)
+        branches = Laws(generator.head, params[:, k + 1 :], beside, run.weights, run.filters)
         p = torch.cat([part.given(_any_ids(part)) for part in (own, branches)], dim=1)[:, :, 0]
         limit_B = run.width_B.clamp(max=tree.depth)
         found = walk(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from argen.decoding.drafters import Verdict
 from argen.decoding.filters import Filters
-from argen.decoding.laws import Laws
+from argen.decoding.laws import Laws, StepWeights
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Progress:
         most: drafts of a full window.
         k: the most that any row takes in the next pass, on the host.
         number: passes made.
-        weight_L: guidance weight of each step, or None.
+        weights: guidance of each step, or None.
         filters: logit filters.
         order_L: position of each step.
         verdict: of the last pass.
@@ -44,7 +44,7 @@ class Progress:
     most: int
     k: int
     number: int
-    weight_L: Tensor | None
+    weights: StepWeights | None
     filters: Filters
     order_L: Tensor
     verdict: Verdict | None = None
@@ -53,7 +53,7 @@ class Progress:
     def rows(self, index: Tensor) -> Progress:
         """Return a copy of some rows, for generators and drafters whose state can be copied."""
         both = index
-        if self.weight_L is not None:
+        if self.weights is not None:
             both = torch.cat((index, index + len(self.length_B)))
         return replace(
             self,

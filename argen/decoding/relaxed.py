@@ -196,7 +196,7 @@ class Relaxed(Decoder):
         memory = FeatureMemory(
             network=self.drafter.to(device).eval(),
             head=generator.head,
-            weight_L=guidance_weights(guidance, generator),
+            weights=guidance_weights(guidance, generator),
             filters=filters,
             cache=self.drafter.cache(len(rows), fed + self.depth + 2),
             last=torch.zeros(len(rows), 1, self.drafter.dim, device=device),
@@ -215,7 +215,7 @@ class Relaxed(Decoder):
             how many codes of each row became final (B,), and whether any row is unfinished.
         """
         memory, L = run.memory, generator.spec.length
-        guided, length_B = memory.weight_L is not None, memory.length_B
+        guided, length_B = memory.weights is not None, memory.length_B
         B, depth = len(length_B), self.depth if run.number else 0
         row = torch.arange(B, device=length_B.device)[:, None]
         steps = length_B[:, None] + torch.arange(depth + 1, device=length_B.device)
@@ -229,7 +229,7 @@ class Relaxed(Decoder):
             parents = tree.parents if tree.parents.ndim == 1 else twice(tree.parents, guided)
             params = generator.predict(run.state, twice(tree.codes, guided), parents=parents)
         laws = Laws(
-            generator.head, params, length_B[:, None] + level, memory.weight_L, memory.filters
+            generator.head, params, length_B[:, None] + level, memory.weights, memory.filters
         )
         p = laws.given(torch.zeros_like(level)[..., None])[:, :, 0]  # B N+1 V
         count_B, path, law = torch.zeros_like(length_B), row.new_zeros(B, 0), p[:, 0]
@@ -282,7 +282,7 @@ class Relaxed(Decoder):
         """Show the drafter the codes that became final and the vectors that predicted them."""
         memory, hidden = run.memory, run.state.hidden
         assert hidden is not None
-        guided = memory.weight_L is not None
+        guided = memory.weights is not None
         if run.number == 0:
             # The prefix's own vectors come before the one that predicted the first code.
             codes = torch.nn.functional.pad(codes, (memory.network.prefix_rows, 0))

@@ -19,7 +19,7 @@ from argen.decoding.drafters import Draft, Drafter, Verdict
 from argen.decoding.draws import DRAFT, Draws, use_of
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
-from argen.decoding.laws import Laws, guidance_weights, law_type, twice
+from argen.decoding.laws import Laws, StepWeights, guidance_weights, law_type, twice
 from argen.decoding.lookahead import LookAhead
 from argen.errors import CheckpointError, IncompatibleError, UserError
 from argen.generators.base import Generator
@@ -33,20 +33,20 @@ class DraftModel:
 
     Attributes:
         state: of the generator.
-        weight_L: guidance weight of each step, or None.
+        weights: guidance of each step, or None.
         filters: logit filters.
         length_B: finished codes.
     """
 
     state: Any
-    weight_L: Tensor | None
+    weights: StepWeights | None
     filters: Filters
     length_B: Tensor
 
     def rows(self, index: Tensor) -> DraftModel:
         """Return a copy of some rows, for generators whose state can be copied."""
         both = index
-        if self.weight_L is not None:
+        if self.weights is not None:
             both = torch.cat((index, index + len(self.length_B)))
         return replace(self, state=self.state.rows(both), length_B=self.length_B[index])
 
@@ -119,7 +119,7 @@ class ModelDrafter(Drafter):
         number: int,
     ) -> Draft:
         """Draw k codes one after another, none of them committed yet."""
-        head, guided = self.generator.head, memory.weight_L is not None
+        head, guided = self.generator.head, memory.weights is not None
         B, G = len(width_B), len(head.id_sizes)
         ids = torch.zeros(B, k, G, dtype=torch.long, device=width_B.device)
         laws = []
@@ -130,7 +130,7 @@ class ModelDrafter(Drafter):
             if i == k:
                 break
             step = memory.length_B[:, None] + i
-            law = Laws(head, params[:, -1:], step, memory.weight_L, memory.filters)
+            law = Laws(head, params[:, -1:], step, memory.weights, memory.filters)
             for g in range(G):
                 ids[:, i : i + 1, g] = draws.choose(
                     law.given(ids[:, i : i + 1])[:, :, g],
@@ -147,7 +147,7 @@ class ModelDrafter(Drafter):
 
     def observe(self, memory: DraftModel, verdict: Verdict) -> DraftModel:
         """Commit what became final."""
-        guided = memory.weight_L is not None
+        guided = memory.weights is not None
         codes = self.generator.head.to_codes(verdict.codes)
         self.generator.commit(
             memory.state, twice(codes, guided), counts=twice(verdict.matched_B, guided)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from argen.decoding.draws import DRAFT, Draws, use_of
 from argen.decoding.filters import Filters
-from argen.decoding.laws import Laws, twice
+from argen.decoding.laws import Laws, StepWeights, twice
 from argen.decoding.trees import Tree
 from argen.errors import UserError
 from argen.generators.feature_drafter import FeatureDrafter
@@ -35,7 +35,7 @@ class FeatureMemory:
     Attributes:
         network: the drafter.
         head: the target's head.
-        weight_L: guidance weight of each step, or None.
+        weights: guidance of each step, or None.
         filters: logit filters.
         cache: keys and values of the rows of final codes.
         last: predicted hidden vector of the next code (R, 1, D).
@@ -45,7 +45,7 @@ class FeatureMemory:
 
     network: FeatureDrafter
     head: Head
-    weight_L: Tensor | None
+    weights: StepWeights | None
     filters: Filters
     cache: KVCache
     last: Tensor
@@ -61,7 +61,7 @@ class FeatureMemory:
             counts_B: how many of the codes are final in each row, prefix rows not counted.
             longest: the largest number of final codes afterwards.
         """
-        guided, n, device = self.weight_L is not None, codes.shape[1], codes.device
+        guided, n, device = self.weights is not None, codes.shape[1], codes.device
         prefix = self.network.prefix_rows if self.longest == 0 else 0
         first_B = self.network.prefix_rows - prefix + self.length_B
         start = twice(first_B, guided)
@@ -79,7 +79,7 @@ class FeatureMemory:
     def laws(self, hidden: Tensor, level: int) -> Laws:
         """Return the laws of the codes after predicted hidden vectors (R, n, D) of a level."""
         steps = (self.length_B + level)[:, None].expand(-1, hidden.shape[1])
-        return Laws(self.head, self.head(hidden), steps, self.weight_L, self.filters)
+        return Laws(self.head, self.head(hidden), steps, self.weights, self.filters)
 
     def feed(self, codes: Tensor, hidden: Tensor, above: Tensor, level: int) -> Tensor:
         """Run nodes of one level; returns their predicted hidden vectors (R, n, D).
@@ -90,7 +90,7 @@ class FeatureMemory:
             above: which of the nodes fed so far each may look at, its own last, (B or 1, n, fed).
             level: 0 for the children of the root.
         """
-        guided, n, device = self.weight_L is not None, codes.shape[1], codes.device
+        guided, n, device = self.weights is not None, codes.shape[1], codes.device
         base_R1 = twice(self.network.prefix_rows + self.length_B, guided)[:, None]
         fed = above.shape[-1]
         window = Window(
@@ -122,7 +122,7 @@ def grow_likeliest(memory: FeatureMemory, *, width: int, steps: int, nodes: int)
         steps: times the beam is fed to the drafter; the tree has up to steps + 1 levels.
         nodes: nodes kept.
     """
-    guided, B, device = memory.weight_L is not None, len(memory.length_B), memory.last.device
+    guided, B, device = memory.weights is not None, len(memory.length_B), memory.last.device
     row = torch.arange(B, device=device)[:, None]
     score, beam = _best(_log_law(memory, memory.last, 0)[:, 0], width)  # B W, B W
     codes, scores, parents = [beam], [score], [torch.zeros_like(beam)]

@@ -12,8 +12,9 @@ Names: B samples, h w grid, n codes of one pass.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
 
 from argen.decoding.base import Decoder, DecodeResult, Observer
 from argen.decoding.filters import Filters
@@ -75,6 +76,9 @@ class ZipAR(Decoder):
         assert isinstance(generator, NextToken)
         if guidance.sub_tokens:
             raise UserError("decoder `zipar` takes one guidance weight, not one a sub-token.")
+        varies = guidance.schedule != "constant" or guidance.interval >= 0
+        if guidance.projection is not None and varies:
+            raise UserError("decoder `zipar` projects guidance only where its weight is constant.")
         rows, L = guidance.rows(generator, cond), generator.spec.length
         state = generator.start(rows)
         codes = state.codes[: len(cond)].clone()
@@ -89,9 +93,9 @@ class ZipAR(Decoder):
                 fed = twice(codes[:, sources], guidance.active)
                 params = predict_after(generator, state, fed, at, seen)[:, : len(drawn)]
             positions = torch.tensor(drawn, device=codes.device)
-            weight: Tensor | None = None
-            if guidance.active:
-                weights = [guidance.weight(p, L) for p in drawn]
+            weights = [guidance.weight(p, L) for p in drawn]
+            weight: Any = weights[0]
+            if len(set(weights)) > 1:
                 weight = torch.tensor(weights, dtype=torch.float32, device=codes.device)
             new = generator.head.sample(
                 params, weight=weight, filters=filters, noise=noise, positions=positions

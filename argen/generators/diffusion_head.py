@@ -242,7 +242,7 @@ class DiffusionHead(Head):
         for step in range(last, -1, -1):
             t = torch.tensor(self.sampling.timesteps[step], device=device)
             output = self.net(x if weight is None else torch.cat((x, x)), t, cond)
-            eps = guide(output[..., : self.code_dim], weight)
+            eps = guide(output[..., : self.code_dim], weight, centred=False)
             values = output[:B, :, self.code_dim :]
             fresh = None
             if step > 0 and (self.sampler == "ddpm" or self.eta):

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from argen.errors import UserError
 from argen.generators.diffusion_head import noise_temperature
-from argen.generators.heads import Filter, Head, Weight
+from argen.generators.heads import Filter, Head, Weight, guide
 from argen.layers.noise import Noise
 
 SAMPLERS = ("euler_maruyama", "euler")
@@ -171,14 +171,9 @@ class FlowHead(Head):
 
     def _guide(self, drift: Tensor, weight: Weight, t: float) -> Tensor:
         """Combine conditional and null rows, in float64."""
-        cond, null = drift.chunk(2)
         if not self.interval[0] <= t <= self.interval[1]:
-            return cond
-        if isinstance(weight, Tensor):
-            return null + weight.to(drift)[..., None] * (cond - null)
-        if not isinstance(weight, float | int):
-            raise UserError("The flow head takes one guidance weight, not one a sub-token.")
-        return cond if weight == 1.0 else null + weight * (cond - null)
+            return drift.chunk(2)[0]
+        return guide(drift, weight, centred=False)
 
 
 def score(velocity: Tensor, x: Tensor, t: float) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -98,7 +99,62 @@ class Head(nn.Module, ABC):
         """
 
 
-def guide(params: Tensor, weight: Weight) -> Tensor:
+@dataclass(frozen=True)
+class Projection:
+    """Adaptive projected guidance (arXiv 2410.02416): damp what only makes predictions louder.
+
+    The difference of conditional and null prediction is shortened to a norm, and its part along the
+    conditional prediction scaled; at high weights this part over-saturates pictures.
+
+    Attributes:
+        parallel: factor of the part along the conditional prediction; 1 is plain guidance.
+        norm_cap: largest norm of the difference, 0 for none.
+    """
+
+    parallel: float = 1.0
+    norm_cap: float = 0.0
+
+    def __call__(self, cond: Tensor, null: Tensor, *, centred: bool) -> Tensor:
+        """Return the conditional prediction (..., V) to guide towards.
+
+        Args:
+            cond: conditional prediction.
+            null: null prediction.
+            centred: whether a constant added to a prediction means nothing, as for logits.
+        """
+        difference = (cond - null).double()
+        along, felt = cond.double(), difference
+        if centred:
+            along = along - along.mean(-1, keepdim=True)
+            felt = difference - difference.mean(-1, keepdim=True)
+        if self.norm_cap:
+            norm = felt.norm(dim=-1, keepdim=True)
+            shrink = (self.norm_cap / norm).clamp(max=1.0)
+            difference, felt = difference * shrink, felt * shrink
+        unit = torch.nn.functional.normalize(along, dim=-1)
+        part = (felt * unit).sum(-1, keepdim=True) * unit
+        return null + (difference - (1 - self.parallel) * part).to(cond.dtype)
+
+
+class Projected(float):
+    """A guidance weight that asks for projected guidance; elsewhere an ordinary number."""
+
+    projection: Projection
+
+    def __new__(cls, weight: float, projection: Projection) -> Projected:
+        """Make the number."""
+        number = super().__new__(cls, weight)
+        number.projection = projection
+        return number
+
+
+def guide(
+    params: Tensor,
+    weight: Weight,
+    *,
+    projection: Projection | None = None,
+    centred: bool = True,
+) -> Tensor:
     """Combine doubled rows: null + weight (cond - null), at least in float32.
 
     Where the weight is 1 the conditional rows pass unchanged, as plain rows do.
@@ -106,6 +162,8 @@ def guide(params: Tensor, weight: Weight) -> Tensor:
     Args:
         params: (2B, n, ...) with the conditional rows first, or (B, n, ...) when not guided.
         weight: None, a number, or a tensor (n,) or (B, n).
+        projection: of the difference; a `Projected` weight brings its own.
+        centred: see `Projection`.
     """
     params = params if params.dtype == torch.float64 else params.float()
     if weight is None:
@@ -116,12 +174,15 @@ def guide(params: Tensor, weight: Weight) -> Tensor:
             "A guidance weight for each sub-token needs a generator with a factorised head; this "
             "one takes a single weight."
         )
+    if isinstance(weight, Projected):
+        projection = weight.projection
+    aim = cond if projection is None else projection(cond, null, centred=centred)
     if isinstance(weight, Tensor):
         weight = weight.reshape(*weight.shape, *(1,) * (params.ndim - max(2, weight.ndim)))
-        return torch.where(weight == 1.0, cond, null + weight * (cond - null))
+        return torch.where(weight == 1.0, cond, null + weight * (aim - null))
     if weight == 1.0:
         return cond
-    return null + weight * (cond - null)
+    return null + weight * (aim - null)
 
 
 def filter_of(filters: Filter, sub_token: int) -> Filter:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from argen.decoding.filters import Filters
+from argen.decoding.laws import StepWeights
 from argen.decoding.tree_drafter import FeatureMemory, grow_likeliest
 from argen.decoding.trees import Tree
 from argen.generators.feature_drafter import FeatureDrafter
@@ -35,11 +36,11 @@ def replay(fixture: Fixture) -> dict[str, Tensor]:
     with torch.no_grad():
         places = torch.arange(ids.shape[1])
         found["output_hidden"] = network(ids.expand(len(hidden), -1), hidden, places)
-        scale = config["cfg_scale"]
+        scale, guided = config["cfg_scale"], len(hidden) == 2
         memory = FeatureMemory(
             network=network,
             head=head,
-            weight_L=torch.full((network.spec.length,), scale) if len(hidden) == 2 else None,
+            weights=StepWeights(torch.full((network.spec.length,), scale)) if guided else None,
             filters=Filters(top_k=config.get("logits_top_k", 0)),
             cache=network.cache(len(hidden), 1 + config["top_k"] * config["depth"]),
             last=hidden[:, :1],
