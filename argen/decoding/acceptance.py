@@ -103,11 +103,13 @@ class GroupRejection(Acceptance):
         if half_width < 1:
             raise UserError(f"half_width={half_width}: a group needs at least one neighbour rank.")
         self.half_width, self.p_threshold = half_width, p_threshold
-        self.d_threshold, self.known_codes, self.vectors = d_threshold, known_codes, vectors
+        self.d_threshold, self.known_codes = d_threshold, known_codes
+        self.given = vectors is not None
+        self.vectors = vectors
 
     def check(self, generator: Generator) -> None:
         """Take the embeddings of the generator's codes."""
-        if self.d_threshold == float("inf") or self.vectors is not None:
+        if self.d_threshold == float("inf") or self.given:
             return
         table = getattr(generator, "embed", None)
         if not isinstance(table, torch.nn.Embedding):

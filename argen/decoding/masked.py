@@ -11,6 +11,7 @@ from argen.decoding.base import Decoder, DecodeResult, Observer
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.known import Known
+from argen.decoding.local_order import local_order
 from argen.decoding.sequential import ORDER
 from argen.errors import IncompatibleError, UserError
 from argen.generators.any_order import AnyOrderGenerator
@@ -50,8 +51,9 @@ class Masked(Decoder):
 
     Args:
         steps: number of passes; as many as there are unknown codes when None.
-        order: `random`, or `halton`: codes of one pass lie far apart, so that they depend little
-            on one another (arXiv 2503.17076); every sample starts elsewhere in that order.
+        order: `random`; `halton`, codes of one pass lie far apart, so that they depend little on
+            one another (arXiv 2503.17076), and every sample starts elsewhere in that order;
+            `local`, far apart too, but near known ones (LPD, arXiv 2507.01957).
     """
 
     exact = True
@@ -59,8 +61,10 @@ class Masked(Decoder):
     def __init__(self, steps: int | None = None, *, order: str = "random") -> None:
         if steps is not None and steps < 1:
             raise UserError(f"steps={steps}: decoder `masked` needs at least one pass.")
-        if order not in ("random", "halton"):
-            raise UserError(f"Unknown order {order!r} of decoder `masked`; use random or halton.")
+        if order not in ("random", "halton", "local"):
+            raise UserError(
+                f"Unknown order {order!r} of decoder `masked`; use random, halton or local."
+            )
         self.steps, self.order = steps, order
 
     def check(self, generator: Generator) -> None:
@@ -69,6 +73,11 @@ class Masked(Decoder):
             raise IncompatibleError(
                 f"decoder `masked` draws random subsets; {type(generator).__name__} has a fixed "
                 "order: use decoder=sequential."
+            )
+        if self.order == "local" and len(generator.spec.segments) > 1:
+            raise IncompatibleError(
+                f"order=local needs codes of one grid, not {generator.spec.describe()}: use "
+                "order=halton."
             )
 
     @torch.inference_mode()
@@ -116,6 +125,9 @@ class Masked(Decoder):
             code_parts.append(codes)
         order_BL = rank_BL.argsort(dim=-1)
         counts = cosine_counts(L - given, self.steps or L - given) if given < L else []
+        if self.order == "local":
+            local = local_order(generator.spec.grid, counts, rank_BL < 0, rank_BL.clamp(min=0))
+            order_BL = torch.cat((order_BL[:, :given], local), dim=1)
         done = given
         for n in counts:
             positions = order_BL[:, done : done + n].sort(dim=-1).values  # B n
@@ -136,7 +148,7 @@ class Masked(Decoder):
 
     def _rank(self, spec: CodeSpec, noise: Noise) -> Tensor:
         """Return numbers in [0, 1) that order the positions, (B, L)."""
-        if self.order == "random":
+        if self.order != "halton":
             return noise.uniform(torch.arange(spec.length), use=ORDER)
         start_B1 = noise.uniform(torch.zeros(1, dtype=torch.long), use=ORDER)
         place_L = torch.tensor(halton_order(spec)).argsort().to(start_B1) / spec.length

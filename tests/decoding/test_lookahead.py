@@ -176,6 +176,15 @@ def test_drafts_of_another_tokenizer_are_refused(gpt):
         Speculative(other).check(gpt)
 
 
+def test_grouped_takes_the_embeddings_of_each_generator(gpt):
+    decoder, other = Grouped(), make("tiny_gpt", seed=5)
+    for generator in (gpt, other):
+        decoder.check(generator)
+        assert decoder.acceptance.vectors is generator.embed.weight
+    with pytest.raises(IncompatibleError, match="no plain table"):
+        decoder.check(make("tiny_open_magvit2"))
+
+
 @pytest.mark.parametrize(("name", "fits"), [("tiny_mar", "masked"), ("tiny_var", "sequential")])
 def test_generators_that_cannot_look_ahead_are_told_what_fits(name, fits):
     from argen.generators.plan import Plan
