@@ -90,7 +90,7 @@ def test_first_stage_learns_the_codes_of_its_teacher():
     assert history[-1]["proxy"] < 0.5 * history[0]["proxy"]
     assert all(torch.equal(v, before[k]) for k, v in model.proxy.state_dict().items())
     # Taught well, the picture is the one the teacher makes of its own codes.
-    train(model, images, 80)
+    train(model, images, 200)
     model.eval()
     with torch.no_grad():
         logits = model.decoder(model.quantizer(model.latents(images)).z)
@@ -213,7 +213,7 @@ def test_trains_on_pictures(name):
     images = torch.stack([source.train[i]["image"] for i in range(len(source.train))])
     model, weights = make(name).train(), {"codebook": 1.0, "commitment": 0.25, "kl": 1e-5}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, betas=(0.9, 0.95))
-    for _ in range(500):
+    for _ in range(800):
         batch = images[torch.randint(len(images), (32,))]
         output = model(batch)
         own = sum(weights[k] * v for k, v in output.losses.items())
@@ -228,10 +228,11 @@ def test_trains_on_pictures(name):
         assert F.mse_loss(model.decode(codes), images) < 0.72 * mean_picture  # 14.7 dB
         if model.any_length:
             # The first tokens tell most.
-            one, four, all_of_them = (
-                F.mse_loss(model.decode(codes, length=n), images) for n in (1, 4, 16)
+            one, two, all_of_them = (
+                F.mse_loss(model.decode(codes, length=n), images) for n in (1, 2, 16)
             )
-            assert all_of_them < 0.99 * four < 0.98 * one
+            assert all_of_them < 0.95 * two
+            assert two < 0.98 * one
 
 
 def test_text_aware_decoders_need_their_text():
