@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from argen.app import require_writable, run, show
@@ -19,6 +20,7 @@ def main(config: Any) -> None:
     from argen.device import pick_device
     from argen.grid import save_picture, to_uint8
     from argen.pipeline import load
+    from argen.preview import Preview, save_animation
     from argen.train import plain
 
     settings = plain(config)
@@ -33,6 +35,8 @@ def main(config: Any) -> None:
     if settings["require_exact"]:
         decoder.require_exact()
     labels = pipe.labels(settings["classes"])
+    kind = _preview_format(settings, pictures=len(labels) * settings["n"])
+    preview = Preview(pipe.tokenizer) if kind else None
     out = require_writable(settings["out"])
     samples = pipe(
         labels,
@@ -40,6 +44,7 @@ def main(config: Any) -> None:
         seed=settings["seed"],
         batch_size=settings["batch_size"],
         decoder=decoder,
+        observer=preview,
         **{key: settings.get(key) for key in SETTINGS},
     )
     if settings["format"] == "npz":
@@ -55,9 +60,30 @@ def main(config: Any) -> None:
             name = f"{i:05d}-{samples.names[i].replace('/', '-')}-seed{samples.seeds[i]}.png"
             save_picture(picture, out / name)
     save_picture(samples.grid(), out / "grid.png")
+    if preview is not None:
+        frames = [replace(samples, images=f).grid() for f in preview.frames()]
+        save_animation([*frames, samples.grid()], out / f"preview.{kind}")
     exact = "exact" if samples.exact else "not exact: other pictures than the model's own"
     show(f"{len(samples)} pictures in {out} ({samples.passes} passes each, decoder {exact})")
     show(f"grid {out / 'grid.png'}")
+    if kind:
+        show(f"preview {out / f'preview.{kind}'}")
+
+
+def _preview_format(settings: dict[str, Any], *, pictures: int) -> str | None:
+    """Return gif, webp or, when no preview is asked for, None."""
+    asked = settings["preview"]
+    if asked in (False, None):
+        return None
+    kind = "gif" if asked is True else str(asked).lower()
+    if kind not in ("gif", "webp"):
+        raise UserError(f"Unknown preview={asked}; use true (a GIF), gif, webp or false.")
+    if pictures > settings["batch_size"]:
+        raise UserError(
+            f"preview animates pictures that are drawn at once, but {pictures} are more than "
+            f"batch_size={settings['batch_size']}: ask for fewer, or raise batch_size."
+        )
+    return kind
 
 
 if __name__ == "__main__":

@@ -89,6 +89,11 @@ class Tokenizer(nn.Module, ABC):
     def forward(self, images: Tensor, *, noise: Noise | None = None) -> TokenizerOutput:
         """Reconstruct images for training, with gradients."""
 
+    @property
+    def preview_lengths(self) -> list[int]:
+        """How many leading codes can be decoded alone, rising; empty where only all of them can."""
+        return []
+
     def last_layer(self) -> Tensor | None:
         """Return the weight that adaptive loss balancing differentiates; None if there is none."""
         return None

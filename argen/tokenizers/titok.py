@@ -181,6 +181,11 @@ class TiTok(Tokenizer):
             codes = codes[:, :length]
         return self.decode_latents(self.quantizer.lookup(codes), text=text)
 
+    @property
+    def preview_lengths(self) -> list[int]:
+        """All of them, with `any_length`."""
+        return list(range(1, self.emit + 1)) if self.any_length else []
+
     def _check_prefix(self, codes: Tensor, length: int | None) -> None:
         K = self.encoder.latents
         given = codes.shape[1] if codes.ndim > 1 else 0

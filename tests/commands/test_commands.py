@@ -183,6 +183,8 @@ def test_help_can_be_read(
         (["sample", "model=outputs/digits/model", "temperature=-1"], "negative"),
         (["sample", "model=outputs/digits/model", "n=0"], "at least one picture"),
         (["sample", "model=outputs/digits/model", "format=gif"], "use png or npz"),
+        (["sample", "model=outputs/digits/model", "preview=mp4"], "use true (a GIF), gif, webp"),
+        (["sample", "model=outputs/digits/model", "preview=true", "batch_size=4"], "raise batch"),
         (["sample", "model=outputs/digits/tokenizer/model"], "is a tokenizer alone"),
         (["evaluate"], "Give model=DIR"),
         (["evaluate", "model=outputs/digits/model", "n=40"], "quick=true"),
