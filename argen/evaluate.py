@@ -1,4 +1,4 @@
-"""Score a model or a folder of pictures: `python -m argen.evaluate --help`."""
+"""Score a model, pictures or reconstructions: `python -m argen.evaluate --help`."""
 
 from __future__ import annotations
 
@@ -8,84 +8,253 @@ from typing import Any
 from argen.app import require_writable, run, show
 from argen.errors import UserError
 
+WHAT = ("model", "samples", "tokens")
+
 
 def main(config: Any) -> None:
-    """Draw if need be, score, write the JSON."""
+    """Draw or read what is scored, score it, write the JSON."""
+    from argen.evaluation.ranks import place
+    from argen.evaluation.report import summary
+    from argen.train import plain
+
+    settings = plain(config)
+    only_reference = settings["save"] is not None
+    given = [name for name in WHAT if settings.get(name) is not None]
+    if only_reference and settings["reference"] is None:
+        raise UserError("save=FILE keeps a reference: say of which pictures, reference=PICTURES.")
+    if len(given) != 1 and not (only_reference and not given):
+        raise UserError(
+            "Give model=DIR to score a model, or samples=PICTURES to score pictures somebody made."
+        )
+    with _processes(settings):
+        if only_reference:
+            lines = [f"reference written to {_keep_reference(settings)}"]
+        else:
+            result, out = _score(settings)
+            lines = [summary(result), f"written to {out}"]
+        if place()[0] == 0:
+            for line in lines:
+                show(line)
+
+
+def _score(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
+    """Score what the settings name; returns the result and where it was written."""
+    if settings["samples"] is not None:
+        return _score_samples(settings)
+    if settings["reconstruction"]:
+        return _score_reconstructions(settings)
+    return _score_model(settings)
+
+
+def _score_samples(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
+    """Score pictures that somebody made."""
+    from argen.build import build
+    from argen.evaluation.protocol import Protocol
+    from argen.evaluation.report import evaluate
+    from argen.evaluation.sample_files import open_samples
+
+    protocol = Protocol.from_dict(settings["protocol"])
+    samples = open_samples(settings["samples"])
+    data = settings.get("data")
+    if data is None and protocol.reference == "train" and settings["reference"] is None:
+        raise UserError(
+            "Say what the pictures are compared with: data=folder data.path=DIR, or reference=FILE."
+        )
+    out = Path(settings["out"] or "metrics.json")
+    require_writable(out.parent)
+    labels, batch_size = samples.labels, settings["batch_size"]
+    result = evaluate(
+        ((images, index) for index, images in samples.batches(batch_size)),
+        protocol=protocol,
+        labels=labels,
+        source=build({**data, "image_size": list(samples.size)}) if data else None,
+        samples=samples.count,
+        out=out,
+        about={"pictures": samples.name, "picture_size": list(samples.size)},
+        **_options(settings, protocol),
+    )
+    return result, out
+
+
+def _score_model(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
+    """Draw with a model and score what it drew."""
     import torch
 
     from argen.build import build
     from argen.controls import SETTINGS
-    from argen.device import pick_device
-    from argen.evaluation.pictures import read_images
+    from argen.evaluation.generated import Generated
     from argen.evaluation.protocol import Protocol
-    from argen.evaluation.report import evaluate, summary
-    from argen.pipeline import load
-    from argen.train import plain
+    from argen.evaluation.report import evaluate
 
-    settings = plain(config)
-    if (settings["model"] is None) == (settings["samples"] is None):
-        raise UserError("Give model=DIR to score a model, or samples=DIR to score pictures.")
-    device, protocol = pick_device(settings["device"]), Protocol.from_dict(settings["protocol"])
-    options: dict[str, Any] = {
-        "quick": settings["quick"],
-        "weights_path": settings["inception_path"],
-        "device": device,
-        "batch_size": settings["batch_size"],
-    }
-    if settings["model"] is None:
-        if settings.get("data") is None:
-            raise UserError("Say what the pictures are compared with: data=folder data.path=DIR.")
-        out = Path(settings["out"] or "metrics.json")
-        require_writable(out.parent)
-        images: Any = read_images(settings["samples"])
-        first = next(images)
-        settings["data"]["image_size"] = list(first.shape[2:])
-        batches = [first, *images]
-        options["samples"] = sum(len(batch) for batch in batches)
-        about: dict[str, Any] = {"pictures": str(settings["samples"])}
-        result = evaluate(
-            batches,
-            protocol=protocol,
-            source=build(settings["data"]),
-            out=out,
-            about=about,
-            **options,
-        )
-    else:
-        pipe = load(settings["model"], device=device, trust=settings["trust"])
-        data = settings.get("data") or pipe.provenance.get("data_config")
-        if data is None:
-            raise UserError("This model does not say what it was trained on; give data=CHOICE.")
-        source = build({**data, "image_size": list(pipe.tokenizer.image_size)})
-        out = Path(settings["out"] or Path(settings["model"]) / f"metrics-{protocol.name}.json")
-        require_writable(out.parent)
-        count, classes = settings["n"] or protocol.samples, len(pipe.labels("all"))
-        labels = torch.arange(count) * classes // count  # counts differ by one at most
-        seeds = range(settings["seed"], settings["seed"] + count)
-        sampling = {k: settings[k] for k in SETTINGS if settings.get(k) is not None}
-        drawn = pipe.batches(
-            labels.tolist(),
-            list(seeds),
-            batch_size=settings["batch_size"],
-            decoder=build(settings["decoder"]) if settings.get("decoder") else None,
-            **sampling,
-        )
-        about = {
+    protocol, pipe = Protocol.from_dict(settings["protocol"]), _pipeline(settings)
+    if protocol.paired:
+        raise UserError(f"Protocol {protocol.name} scores a tokenizer: add reconstruction=true.")
+    source, out = _source(settings, pipe, protocol), _out(settings, protocol)
+    count, classes = settings["n"] or protocol.samples, len(pipe.labels("all"))
+    protocol.check_count(count, quick=settings["quick"])
+    labels = torch.arange(count) * classes // count  # counts differ by one at most
+    sampling = {k: settings[k] for k in SETTINGS if settings.get(k) is not None}
+    drawn = Generated(
+        pipe,
+        labels=labels.tolist(),
+        seed=settings["seed"],
+        directory=out.parent,
+        batch_size=settings["batch_size"],
+        decoder=build(settings["decoder"]) if settings.get("decoder") else None,
+        rounding=protocol.rounding,
+        **sampling,
+    )
+    result = evaluate(
+        ((images, index) for index, images, _ in drawn.batches()),
+        protocol=protocol,
+        labels=labels,
+        source=source,
+        out=out,
+        about={
             "model": str(settings["model"]),
             "provenance": pipe.provenance,
-            "sampling": {**pipe.defaults, **sampling, "seed": settings["seed"]},
-        }
-        result = evaluate(
-            (batch.images for batch in drawn),
-            protocol=protocol,
-            labels=labels,
-            source=source,
-            out=out,
-            about=about,
-            **options,
+            "sampling": {
+                **pipe.defaults,
+                **sampling,
+                "seed": settings["seed"],
+                "decoder": type(drawn.decoder).__name__,
+                "exact": drawn.decoder.exact,
+            },
+        },
+        **_options(settings, protocol),
+    )
+    if settings["export"]:
+        drawn.export(out.with_suffix(".npz"))
+        show(f"pictures for ADM's script in {out.with_suffix('.npz')}")
+    if not settings["keep_samples"]:
+        drawn.remove()
+    return result, out
+
+
+def _score_reconstructions(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
+    """Score what a tokenizer makes of held-out pictures."""
+    from argen.evaluation.paired import Paired
+    from argen.evaluation.protocol import Protocol
+    from argen.evaluation.reconstructed import reconstructions, side
+    from argen.evaluation.report import evaluate
+
+    protocol, pipe = Protocol.from_dict(settings["protocol"]), _pipeline(settings)
+    if not protocol.paired:
+        raise UserError(
+            f"Protocol {protocol.name} does not compare reconstructions with their originals: use "
+            "protocol=reconstruction_lite or protocol=rfid_imagenet_val."
         )
-    show(summary(result))
-    show(f"written to {out}")
+    source, out = _source(settings, pipe, protocol), _out(settings, protocol)
+    if source is None:
+        raise UserError("Say which pictures: data=folder data.path=DIR.")
+    options, pictures = _options(settings, protocol), side(source, settings["split"])
+    paired = Paired(
+        pipe.tokenizer.spec, lpips_path=settings["lpips_path"], device=options["device"]
+    )
+    batches = reconstructions(pipe, pictures, paired, batch_size=settings["batch_size"])
+    result = evaluate(
+        ((images, index) for index, images in batches),
+        protocol=protocol,
+        source=source,
+        samples=len(pictures),
+        originals=pictures,
+        paired=paired,
+        out=out,
+        about={"model": str(settings["model"]), "split": settings["split"]},
+        **options,
+    )
+    return result, out
+
+
+def _keep_reference(settings: dict[str, Any]) -> Path:
+    """Make a reference of pictures and write it."""
+    from argen.evaluation.protocol import Protocol
+    from argen.evaluation.reference_making import open_reference
+
+    protocol, path = Protocol.from_dict(settings["protocol"]), Path(settings["save"])
+    if path.suffix != ".npz":
+        raise UserError(f"save={path}: a reference is an .npz file, give it that ending.")
+    require_writable(path.parent)
+    options = _options(settings, protocol)
+    open_reference(
+        options["reference"], protocol, weights_path=options["weights_path"],
+        device=options["device"], batch_size=options["batch_size"],
+    ).save(path)  # fmt: skip
+    return path
+
+
+def _options(settings: dict[str, Any], protocol: Any) -> dict[str, Any]:
+    """Return what every score takes."""
+    return {
+        "quick": settings["quick"],
+        "reference": settings["reference"],
+        "weights_path": settings["features_path"],
+        "device": _device(settings),
+        "batch_size": settings["batch_size"],
+    }
+
+
+def _pipeline(settings: dict[str, Any]) -> Any:
+    from argen.pipeline import load
+
+    return load(settings["model"], device=_device(settings), trust=settings["trust"])
+
+
+def _source(settings: dict[str, Any], pipe: Any, protocol: Any) -> Any:
+    """Return the data set that a score needs, or None where it needs none."""
+    from argen.build import build
+
+    data = settings.get("data") or pipe.provenance.get("data_config")
+    if data is None:
+        if protocol.reference not in ("train", "originals") or settings["reference"]:
+            return None
+        raise UserError("This model does not say what it was trained on; give data=CHOICE.")
+    return build({**data, "image_size": list(pipe.tokenizer.image_size)})
+
+
+def _out(settings: dict[str, Any], protocol: Any) -> Path:
+    out = Path(settings["out"] or Path(settings["model"]) / f"metrics-{protocol.name}.json")
+    require_writable(out.parent)
+    return out
+
+
+def _device(settings: dict[str, Any]) -> Any:
+    """Return this process's device: one GPU a rank under torchrun."""
+    import os
+
+    import torch
+
+    from argen.device import pick_device
+
+    device = pick_device(settings["device"])
+    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return device
+
+
+def _processes(settings: dict[str, Any]) -> Any:
+    """Join the other ranks under torchrun, for as long as the context lasts."""
+    import os
+    from contextlib import contextmanager, nullcontext
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return nullcontext()
+    import torch
+    import torch.distributed as dist
+
+    @contextmanager
+    def joined() -> Any:
+        device = _device(settings)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        # Gathered objects are plain values: gloo carries them on either side.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+    return joined()
 
 
 if __name__ == "__main__":

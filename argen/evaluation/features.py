@@ -5,7 +5,6 @@ Letters: B batch, H W pixels, S side after resizing, D feature width.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,11 +22,6 @@ from argen.evaluation.efficientnet import (
     normalise,
 )
 from argen.evaluation.pictures import to_uint8
-
-INCEPTION_URL = (
-    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
-    "weights-inception-2015-12-05-6726825d.pth"
-)
 
 
 @contextmanager
@@ -67,6 +61,19 @@ class FeatureExtractor(nn.Module):
             images_B3HW: floats in [-1, 1], which are rounded to 8 bits first, or uint8.
         """
         raise NotImplementedError
+
+    def feature_dim(self, name: str) -> int:
+        """Return the width of the features of that name.
+
+        Raises:
+            UserError: the network does not give them.
+        """
+        width = self.dim if name == "pool" else getattr(self, f"{name}_dim", None)
+        if width is None:
+            raise UserError(
+                f"{self.name} gives no {name} features: use extractor=inception_v3_compat."
+            )
+        return int(width)
 
     @torch.inference_mode()
     def extract(self, images: Tensor | Iterable[Tensor], *, batch_size: int = 32) -> Tensor:
@@ -128,64 +135,6 @@ class EfficientNetLite0Features(FeatureExtractor):
             return {"pool": self.network.features(x)}  # (B, 1280)
 
 
-class InceptionFeatures(FeatureExtractor):
-    """torch-fidelity's port of the TensorFlow Inception of 2015, which FID is defined on.
-
-    Pictures are rounded to 8 bits; the network resizes them to 299 px as TensorFlow 1 did.
-    """
-
-    name = "inception_v3_compat"
-    dim = 2048
-
-    def __init__(self, *, weights_path: Path | str | None, sha256: str | None = None) -> None:
-        super().__init__()
-        path = _inception_file(weights_path)
-        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        if sha256 is not None and self.sha256 != sha256:
-            raise CheckpointError(
-                f"{path} has sha256 {self.sha256}, but {sha256} was asked for: "
-                f"fetch it again from {INCEPTION_URL}."
-            )
-        # torch-fidelity unpickles the file without restriction: refuse all but tensors first.
-        try:
-            torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise CheckpointError(
-                f"{path} is not a plain file of tensors: fetch it again from {INCEPTION_URL}."
-            ) from error
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-        try:
-            self.network = FeatureExtractorInceptionV3(
-                "inception-v3-compat",
-                ["2048", "logits_unbiased"],
-                feature_extractor_weights_path=str(path),
-            )
-        except (RuntimeError, AttributeError, TypeError) as error:
-            raise CheckpointError(
-                f"{path} does not hold torch-fidelity's Inception weights: "
-                f"fetch them from {INCEPTION_URL}."
-            ) from error
-
-    def protocol(self) -> dict[str, Any]:
-        """Return the facts that fix the features."""
-        return {
-            "name": self.name,
-            "dim": self.dim,
-            "sha256": self.sha256,
-            "resize": "299x299 bilinear as TensorFlow 1",
-            "input": "uint8",
-        }
-
-    @torch.inference_mode()
-    def forward(self, images_B3HW: Tensor) -> dict[str, Tensor]:
-        """Return {"pool": (B, 2048), "logits_unbiased": (B, 1008)}."""
-        pixels = to_uint8(images_B3HW).to(self.device)  # (B, 3, H, W)
-        with full_float32(pixels.device):
-            pool, logits = self.network(pixels)
-        return {"pool": pool, "logits_unbiased": logits}
-
-
 def build_extractor(
     name: str,
     *,
@@ -197,19 +146,23 @@ def build_extractor(
     """Build an extractor by the name protocols use.
 
     Args:
-        name: `efficientnet_lite0` or `inception_v3_compat`.
-        size: side pictures are resized to (EfficientNet only; Inception fixes 299).
-        weights_path: the weight file (needed for Inception).
+        name: `efficientnet_lite0`, `inception_v3_compat` or `dinov2`.
+        size: side pictures are resized to (Inception fixes 299).
+        weights_path: the weight file or directory, where it does not come with a package.
         sha256: what the weight file must hash to, if it matters.
         device: where the network runs.
 
     Raises:
         UserError: unknown name, missing or wrong weight file.
     """
-    known = (EfficientNetLite0Features.name, InceptionFeatures.name)
+    from argen.evaluation.dinov2 import DinoV2Features
+    from argen.evaluation.inception import InceptionFeatures
+
+    known = (EfficientNetLite0Features.name, InceptionFeatures.name, DinoV2Features.name)
+    extractor: FeatureExtractor
     if name == EfficientNetLite0Features.name:
         path = None if weights_path is None else Path(weights_path)
-        extractor: FeatureExtractor = EfficientNetLite0Features(size=size or 112, path=path)
+        extractor = EfficientNetLite0Features(size=size or 112, path=path)
         if sha256 is not None and extractor.sha256 != sha256:
             raise CheckpointError(
                 f"The installed EfficientNet-Lite0 weights have sha256 {extractor.sha256}, but "
@@ -219,25 +172,14 @@ def build_extractor(
         if size not in (None, 299):
             raise UserError(f"{name} resizes to 299 px itself; leave out size={size}.")
         extractor = InceptionFeatures(weights_path=weights_path, sha256=sha256)
+    elif name == DinoV2Features.name:
+        extractor = DinoV2Features(path=weights_path, size=size or 224)
     else:
         raise UserError(
-            f"Unknown feature extractor {name!r}; use {' or '.join(known)}.{suggest(name, known)}"
+            f"Unknown feature extractor {name!r}; use {', '.join(known[:-1])} or {known[-1]}."
+            f"{suggest(name, known)}"
         )
     return extractor.to(device).eval().requires_grad_(False)
-
-
-def _inception_file(path: Path | str | None) -> Path:
-    if path is None or str(path) == "":
-        raise UserError(
-            f"FID needs the Inception weights: download {INCEPTION_URL} "
-            "and give its place, inception_path=FILE (or use protocol=fd_lite, which needs none)."
-        )
-    if not Path(path).is_file():
-        raise UserError(
-            f"There are no Inception weights at {path}: download {INCEPTION_URL} "
-            "and give its place, inception_path=FILE."
-        )
-    return Path(path)
 
 
 def _fold_batch_norms(network: EfficientNetLite0) -> EfficientNetLite0:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -61,15 +62,20 @@ def picture_files(folder: Path | str) -> list[Path]:
     return files
 
 
-def read_picture(path: Path) -> Tensor:
+def read_picture(file: Path | IO[bytes], name: str | None = None) -> Tensor:
     """Return an 8-bit RGB file as uint8 (3, H, W).
+
+    Args:
+        file: its path, or the file opened.
+        name: what messages call it.
 
     Raises:
         UserError: the file is damaged, or is not plain 8-bit RGB (grey, transparent, 16-bit),
             which would have to be converted in a way that changes the score.
     """
+    path = name or file
     try:
-        with Image.open(path) as picture:
+        with Image.open(file) as picture:
             picture.load()
             mode = picture.mode
             if mode == "RGB":
@@ -101,6 +107,16 @@ def read_images(folder: Path | str, *, batch_size: int = 256, least: int = 2) ->
     files = picture_files(folder)
     if len(files) < least:
         raise UserError(f"{folder} holds {len(files)} pictures, but at least {least} are needed.")
+    check_one_size(files)
+    return _batches(files, batch_size)
+
+
+def check_one_size(files: Sequence[Path]) -> tuple[int, int]:
+    """Return the (H, W) that all files have; only their headers are read.
+
+    Raises:
+        UserError: mixed sizes, or a damaged file (named).
+    """
     size = _size(files[0])
     for path in files:
         found = _size(path)
@@ -109,7 +125,7 @@ def read_images(folder: Path | str, *, batch_size: int = 256, least: int = 2) ->
                 f"{path} is {found[0]}x{found[1]} but {files[0].name} is {size[0]}x{size[1]}: "
                 "all samples must have one size."
             )
-    return _batches(files, batch_size)
+    return size[1], size[0]
 
 
 def _size(path: Path) -> tuple[int, int]:

@@ -16,7 +16,23 @@ from argen.configs import config_dir
 from argen.errors import UserError, suggest
 from argen.evaluation.pictures import ROUNDINGS
 
-METRICS = ("frechet", "class_agreement", "near_copies", "duplicates")
+# What each metric depends on beyond pictures and features: part of the hash where it is asked for.
+METRICS: dict[str, tuple[str, ...]] = {
+    "frechet": (),
+    "sfid": (),
+    "inception_score": ("is_splits", "is_shuffle"),
+    "kid": ("kid_subsets", "kid_subset_size", "reference_features"),
+    "precision_recall": ("neighbours", "reference_features"),
+    "density_coverage": ("ball_neighbours", "reference_features"),
+    "class_agreement": (),
+    "near_copies": (),
+    "duplicates": (),
+    "psnr": (),
+    "ssim": (),
+    "lpips": (),
+    "code_usage": (),
+}
+PAIRED = ("psnr", "ssim", "lpips", "code_usage")
 LABELS = ("even", "any")
 
 
@@ -34,11 +50,20 @@ class Protocol:
         extractor: the feature network.
         size: side in pixels that pictures are resized to.
         sha256: of the network's weight file; the first digits are enough.
-        reference: `train` for the data's training pictures, or the path of stored statistics.
+        reference: `train` for the data's training pictures; `originals` for the held-out pictures
+            that a tokenizer reconstructs; `given` for statistics named on the command line; the
+            name of an asset; or the path of stored statistics.
         labels: `even`: every class equally often (counts differ by one at most), or `any`.
         rounding: how floats become 8-bit values: `nearest` or `truncate`.
-        metrics: some of frechet, class_agreement, near_copies, duplicates.
+        metrics: some of `METRICS`.
         near_copy_rmse: below this distance on the [0, 1] pixel scale a sample counts as a copy.
+        is_splits: of the inception score.
+        is_shuffle: whether it shuffles first, as torch-fidelity does and ADM does not.
+        kid_subsets: of KID.
+        kid_subset_size: pictures in each.
+        neighbours: k of precision and recall.
+        ball_neighbours: k of density and coverage.
+        reference_features: most reference pictures that the last four compare with.
         notes: for people.
     """
 
@@ -56,6 +81,13 @@ class Protocol:
     rounding: str = "nearest"
     metrics: tuple[str, ...] = ("frechet",)
     near_copy_rmse: float = 0.05
+    is_splits: int = 10
+    is_shuffle: bool = False
+    kid_subsets: int = 100
+    kid_subset_size: int = 1000
+    neighbours: int = 3
+    ball_neighbours: int = 5
+    reference_features: int = 10000
     notes: str = ""
 
     def __post_init__(self) -> None:
@@ -70,8 +102,23 @@ class Protocol:
                 f"Protocol {self.name}: labels must be one of {', '.join(LABELS)} and rounding "
                 f"one of {', '.join(ROUNDINGS)}."
             )
+        if not self.paired and (odd := [m for m in self.metrics if m in PAIRED]):
+            raise UserError(
+                f"Protocol {self.name}: {', '.join(odd)} compare reconstructions with their "
+                "originals: set reference: originals."
+            )
         if not 2 <= self.least <= self.samples:
             raise UserError(f"Protocol {self.name}: 2 <= least <= samples must hold.")
+
+    @property
+    def paired(self) -> bool:
+        """Whether it compares reconstructions with their originals."""
+        return self.reference == "originals"
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether some metric needs the features themselves, not only their moments."""
+        return any("reference_features" in METRICS[metric] for metric in self.metrics)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Protocol:
@@ -125,7 +172,9 @@ class Protocol:
 
     def hash(self) -> str:
         """Return 16 digits that change with anything that changes a score (not with the prose)."""
-        values = {k: v for k, v in self.to_dict().items() if k not in ("title", "notes")}
+        used = {name for metric in self.metrics for name in METRICS[metric]}
+        unused = {name for names in METRICS.values() for name in names} - used
+        values = {k: v for k, v in self.to_dict().items() if k not in {"title", "notes"} | unused}
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -5,9 +5,8 @@ Letters: K classes, D feature width.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from argen.data.images import ImageDataset, ImageSource
 from argen.errors import UserError
+from argen.evaluation.assets import sha256_of
+from argen.evaluation.collected import Collected
 from argen.evaluation.features import FeatureExtractor
 from argen.evaluation.pictures import to_uint8
+from argen.evaluation.sample_files import array_names
 from argen.evaluation.statistics import GaussianStatistics, read_npz, write_npz
 
 
@@ -36,6 +37,8 @@ class Reference:
         image_size: (H, W); (0, 0) if unknown.
         classes_K: labels that occur.
         centroids_KD: mean feature of each.
+        spatial: statistics of the `spatial` features, for sFID; None if they were not taken.
+        features_MD: features of some of the pictures, for KID, precision and recall; maybe none.
     """
 
     name: str
@@ -46,6 +49,8 @@ class Reference:
     image_size: tuple[int, int] = (0, 0)
     classes_K: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     centroids_KD: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
+    spatial: GaussianStatistics | None = None
+    features_MD: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
     def describe(self) -> dict[str, Any]:
         """Return what `metrics.json` records."""
@@ -77,8 +82,12 @@ class Reference:
             "covariance": self.statistics.covariance.cpu().numpy(),
             "classes": self.classes_K.cpu().numpy(),
             "centroids": self.centroids_KD.cpu().numpy(),
+            "features": self.features_MD.cpu().numpy(),
             "about": np.array(json.dumps(about)),
         }
+        if self.spatial is not None:
+            arrays["mean_spatial"] = self.spatial.mean.cpu().numpy()
+            arrays["covariance_spatial"] = self.spatial.covariance.cpu().numpy()
         write_npz(Path(path), arrays)
 
     @classmethod
@@ -89,7 +98,7 @@ class Reference:
             UserError: missing, damaged or something else.
         """
         path = Path(path)
-        arrays = read_npz(path)
+        arrays = read_npz(path, leave_out=("arr_0", "arr_1"))
         if {"mean", "covariance", "about"} <= set(arrays):
             about = json.loads(str(arrays["about"]))
             return cls(
@@ -101,6 +110,8 @@ class Reference:
                 image_size=tuple(about["image_size"]),
                 classes_K=torch.from_numpy(arrays["classes"]),
                 centroids_KD=torch.from_numpy(arrays["centroids"]),
+                spatial=_optional(arrays, "mean_spatial", "covariance_spatial", path),
+                features_MD=torch.from_numpy(arrays.get("features", np.zeros((0, 0), "f4"))),
             )
         if {"mu", "sigma"} <= set(arrays):
             return cls(
@@ -108,87 +119,32 @@ class Reference:
                 statistics=_moments(arrays["mu"], arrays["sigma"], 0, path),
                 extractor={},
                 count=0,
-                sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+                sha256=sha256_of(path),
+                spatial=_optional(arrays, "mu_s", "sigma_s", path),
             )
-        raise UserError(f"{path} holds {sorted(arrays)}, not the statistics of a reference.")
+        raise UserError(
+            f"{path} holds {sorted(array_names(path))}, not the statistics of a reference."
+        )
+
+    def add_features(
+        self, batches: Iterable[Tensor], extractor: FeatureExtractor, *, most: int
+    ) -> None:
+        """Take the features of at most `most` pictures, where a file brings pictures but none."""
+        collected = Collected(extractor, keep=("pool",), at_most=most)
+        done = 0
+        for batch in batches:
+            index = torch.arange(done, done + len(batch))
+            collected.update(extractor(to_uint8(batch)), index)
+            done += len(batch)
+        self.features_MD = collected.features("pool", all_ranks=False)
 
 
-def train_name(source: ImageSource) -> str:
-    """Return what a reference made of a data set's training pictures is called."""
-    return f"{source.name} train {source.image_size[0]}x{source.image_size[1]}"
-
-
-def reference_from_source(
-    source: ImageSource, extractor: FeatureExtractor, *, batch_size: int = 32
-) -> Reference:
-    """Return the reference of a data set's training pictures, as they are, not augmented."""
-    return reference_from_batches(
-        dataset_batches(source.train, batch_size=batch_size),
-        extractor,
-        name=train_name(source),
-        labels=source.train.labels,
-    )
-
-
-def reference_from_batches(
-    batches: Iterable[Tensor],
-    extractor: FeatureExtractor,
-    *,
-    name: str,
-    labels: Tensor | None = None,
-) -> Reference:
-    """Return the reference of any pictures.
-
-    Args:
-        batches: (B, 3, H, W), floats in [-1, 1] or uint8.
-        extractor: the feature network.
-        name: for records and messages.
-        labels: (N,) of all pictures in order; without them there are no class centroids.
-
-    Raises:
-        UserError: fewer than two pictures, or as many labels as there are not pictures.
-    """
-    statistics = GaussianStatistics(extractor.dim)
-    classes = 0 if labels is None or len(labels) == 0 else int(labels.max()) + 1
-    sums_KD = torch.zeros(classes, extractor.dim, dtype=torch.float64)
-    digest, size = hashlib.sha256(), (0, 0)
-    for batch in batches:
-        pixels = to_uint8(batch)
-        if size == (0, 0):
-            size = (pixels.shape[2], pixels.shape[3])
-            digest.update(str(size).encode())
-        digest.update(pixels.cpu().contiguous().numpy().tobytes())
-        features = extractor(pixels)["pool"].cpu()
-        if labels is not None:
-            own = labels[statistics.count : statistics.count + len(features)].cpu().long()
-            if len(own) != len(features):
-                raise UserError(f"{name} has {len(labels)} labels, but more pictures.")
-            sums_KD.index_add_(0, own, features.double())
-        statistics.update(features)
-    if statistics.count < 2:
-        raise UserError(f"{name} has {statistics.count} pictures; a reference needs at least 2.")
-    counts_K = torch.bincount(
-        torch.zeros(0, dtype=torch.long) if labels is None else labels.cpu().long(),
-        minlength=classes,
-    )
-    present = counts_K.nonzero()[:, 0]
-    return Reference(
-        name=name,
-        statistics=statistics,
-        extractor=extractor.protocol(),
-        count=statistics.count,
-        sha256=digest.hexdigest(),
-        image_size=size,
-        classes_K=present,
-        centroids_KD=sums_KD[present] / counts_K[present, None],
-    )
-
-
-def dataset_batches(dataset: ImageDataset, *, batch_size: int = 32) -> Iterator[Tensor]:
-    """Yield a data set's pictures in order, bare, as floats (B, 3, H, W) in [-1, 1]."""
-    for start in range(0, len(dataset), batch_size):
-        stop = min(start + batch_size, len(dataset))
-        yield torch.stack([dataset[i]["image"] for i in range(start, stop)])
+def _optional(
+    arrays: dict[str, np.ndarray], mean: str, covariance: str, path: Path
+) -> GaussianStatistics | None:
+    if mean not in arrays or covariance not in arrays:
+        return None
+    return _moments(arrays[mean], arrays[covariance], 0, path)
 
 
 def _moments(

@@ -20,11 +20,27 @@ from argen.data.images import ImageSource
 from argen.evaluation.protocol import Protocol
 from argen.evaluation.score import score_samples
 
+SHOWN = (
+    "sfid",
+    "inception_score",
+    "kid",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "psnr_db",
+    "ssim",
+    "lpips",
+    "code_usage",
+    "class_agreement",
+    "near_copies",
+    "duplicates",
+)
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "torch-fidelity")
 
 
 def evaluate(
-    images: Tensor | Iterable[Tensor],
+    images: Tensor | Iterable[Tensor] | Iterable[tuple[Tensor, Tensor]],
     *,
     protocol: Protocol | Mapping[str, Any] | str | Path,
     labels: Tensor | None = None,
@@ -71,9 +87,10 @@ def summary(result: Mapping[str, Any]) -> str:
     lines = []
     if protocol["key"] in result:
         lines.append(f"{result['score_name']}: {result[protocol['key']]:.4g}")
-    for key in ("class_agreement", "near_copies", "duplicates"):
+    for key in SHOWN:
         if key in result:
-            lines.append(f"{key}: {result[key]:.4g}")
+            spread = f" ± {result[f'{key}_std']:.2g}" if f"{key}_std" in result else ""
+            lines.append(f"{key}: {result[key]:.4g}{spread}")
     lines += [f"{name}: left out, {why}" for name, why in result["skipped"].items()]
     if result["not_comparable_because"]:
         lines.append("not comparable: " + "; ".join(result["not_comparable_because"]))

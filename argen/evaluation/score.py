@@ -11,43 +11,56 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from argen.data.images import ImageSource
 from argen.errors import UserError
+from argen.evaluation.ahead import ahead
+from argen.evaluation.collected import Collected
+from argen.evaluation.comparability import differences
+from argen.evaluation.feature_metrics import feature_metrics
 from argen.evaluation.features import FeatureExtractor, build_extractor
 from argen.evaluation.metrics import nearest_centroid, nearest_rmse, picture_hashes
+from argen.evaluation.paired import Paired
 from argen.evaluation.pictures import to_uint8
-from argen.evaluation.protocol import Protocol, evenly_spread
-from argen.evaluation.reference import (
-    Reference,
+from argen.evaluation.protocol import Protocol
+from argen.evaluation.ranks import gather, total
+from argen.evaluation.reconstructed import Pictures
+from argen.evaluation.reference import Reference
+from argen.evaluation.reference_making import (
     dataset_batches,
-    reference_from_source,
+    open_reference,
+    protocol_reference,
+    require_reference,
     train_name,
 )
-from argen.evaluation.statistics import GaussianStatistics, frechet_distance
 
 log = logging.getLogger(__name__)
 
 
 class Scorer:
-    """Scores pictures as they come, in constant memory unless copies are looked for.
+    """Scores pictures as they come.
 
+    Memory is constant in their number, but for a picture's hash, for the features themselves where
+    a metric needs them (KID, precision and recall), and for pixels where copies are looked for.
     Building one checks everything that can be checked before a picture exists: weights, reference,
     number of samples.
 
     Args:
         protocol: what to measure and how.
         source: the data; its training pictures are the reference where the protocol says `train`,
-            and its classes say whether labels are spread evenly.
+            its held-out ones where it says `originals`, and its classes say whether labels are
+            spread evenly.
         samples: how many pictures will come, on all ranks together.
         extractor: a network built before, else the protocol's is built.
-        reference: one made before, else the protocol's is loaded or made from `source`.
+        reference: one made before, or pictures or a file of statistics by path; else the
+            protocol's is loaded or made from `source`.
+        originals: the pictures that were reconstructed; `source.val` when not given.
+        paired: what compares reconstructions with their originals, where the protocol does.
         copies_of: pictures (M, 3, H, W), or batches of them, that samples may be copies of, e.g.
             reconstructions; the training pictures when not given.
         quick: allow fewer samples than the protocol needs; the score is named accordingly.
-        weights_path: the extractor's weight file, where it does not come with a package.
+        weights_path: the extractor's weights, where they do not come with a package.
         device: where features are computed.
         batch_size: pictures that go through the network at once.
 
@@ -63,7 +76,9 @@ class Scorer:
         source: ImageSource | None = None,
         samples: int,
         extractor: FeatureExtractor | None = None,
-        reference: Reference | None = None,
+        reference: Reference | Path | str | None = None,
+        originals: Pictures | None = None,
+        paired: Paired | None = None,
         copies_of: Tensor | Iterable[Tensor] | None = None,
         quick: bool = False,
         weights_path: Path | str | None = None,
@@ -72,41 +87,67 @@ class Scorer:
     ) -> None:
         protocol.check_count(samples, quick=quick)
         self.protocol, self.source, self.samples = protocol, source, samples
-        self.quick = quick
+        self.quick, self.paired = quick, paired
         self.batch_size, self.copies_of = batch_size, copies_of
+        if reference is None:
+            require_reference(protocol, source)  # said before a network is built
         self.extractor = extractor or build_extractor(
             protocol.extractor, size=protocol.size, weights_path=weights_path, device=device
         )
-        self.reference = reference or self._own_reference()
+        wants = set(protocol.metrics)
+        if "inception_score" in wants:
+            self.extractor.feature_dim("logits_unbiased")
+        if isinstance(reference, (str, Path)):
+            reference = open_reference(
+                reference, protocol, extractor=self.extractor, batch_size=batch_size
+            )
+        self.reference = reference or protocol_reference(
+            protocol, self.extractor, source=source, pictures=originals, batch_size=batch_size
+        )
         self.foreign_reference = reference is not None and not (
-            protocol.reference == "train"
-            and source is not None
-            and (reference.name, reference.count) == (train_name(source), len(source.train))
+            protocol.reference == "given"
+            or (
+                protocol.reference == "train"
+                and source is not None
+                and (reference.name, reference.count) == (train_name(source), len(source.train))
+            )
         )
         self.reference.check(self.extractor)
-        self.statistics = GaussianStatistics(self.extractor.dim)
+        keep = {"pool"} if protocol.keeps_features else set()
+        keep |= {"logits_unbiased"} if "inception_score" in wants else set()
+        self.collected = Collected(self.extractor, keep=keep, spatial="sfid" in wants)
+        self.seen = 0
         self.hashes: list[str] = []
         self.labels: list[Tensor] = []
         self.pictures: list[Tensor] = []
         self.agreeing = 0
 
-    def update(self, images_B3HW: Tensor, labels_B: Tensor | None = None) -> None:
+    def update(
+        self,
+        images_B3HW: Tensor,
+        labels_B: Tensor | None = None,
+        index_B: Tensor | None = None,
+    ) -> None:
         """Add samples.
 
         Args:
             images_B3HW: floats in [-1, 1], or uint8.
             labels_B: the classes asked for, if known.
+            index_B: their numbers among the samples of all ranks; counted on when not given.
 
         Raises:
             UserError: NaN, a size that is not the reference's, unknown labels.
         """
         self._check_batch(images_B3HW, labels_B)
         metrics = self.protocol.metrics
+        if index_B is None:
+            index_B = torch.arange(self.seen, self.seen + len(images_B3HW))
         for start in range(0, len(images_B3HW), self.batch_size):
             part = slice(start, start + self.batch_size)
             pixels = to_uint8(images_B3HW[part], rounding=self.protocol.rounding)  # (B, 3, H, W)
-            features = self.extractor(pixels)["pool"].cpu()  # (B, D)
-            self.statistics.update(features)
+            features = self.extractor(pixels)
+            self.collected.update(features, index_B[part])
+            self.seen += len(pixels)
             if "duplicates" in metrics:
                 self.hashes += picture_hashes(pixels)
             if "near_copies" in metrics:
@@ -115,8 +156,8 @@ class Scorer:
                 own = labels_B[part].cpu().long()
                 self.labels.append(own)
                 if "class_agreement" in metrics and len(self.reference.classes_K):
-                    reference = self.reference
-                    found = nearest_centroid(features, reference.classes_K, reference.centroids_KD)
+                    reference, pool = self.reference, features["pool"].cpu()
+                    found = nearest_centroid(pool, reference.classes_K, reference.centroids_KD)
                     self.agreeing += int((found == own).sum())
 
     def result(self) -> dict[str, Any]:
@@ -126,20 +167,31 @@ class Scorer:
         `skipped` says why a metric of the protocol is absent, `not_comparable_because` why the
         score must not be compared with others of the protocol.
         """
-        protocol, skipped = self.protocol, {}
+        protocol = self.protocol
+        skipped: dict[str, str] = {}
         copies = self._near_copies() if "near_copies" in protocol.metrics else None
-        labelled = sum(len(part) for part in self.labels)
-        here = [self.agreeing, labelled, copies or 0]
-        agreeing, labelled, copied = _sum_over_ranks(here)
-        statistics = self.statistics.all_reduce()
-        count = statistics.count
+        agreeing, labelled, copied = total([self.agreeing, sum(map(len, self.labels)), copies or 0])
+        if "duplicates" in protocol.metrics:
+            hashes = gather(self.hashes)
+            if repeated := len(hashes) - len(set(hashes)):
+                log.warning("%d of %d samples repeat another exactly.", repeated, len(hashes))
+        self.collected.all_reduce()
+        count = self.collected.statistics.count
         protocol.check_count(count, quick=self.quick)
         quick = self.quick and count < protocol.samples
-        reasons = self._differences(count, labelled)
+        labels = torch.tensor(gather([i for part in self.labels for i in part.tolist()]))
+        reasons = differences(
+            protocol,
+            count=count,
+            labels=labels.long() if labelled else None,
+            classes=len(self.source.classes) if self.source else len(self.reference.classes_K),
+            extractor=self.extractor,
+            other_reference=self.reference.name if self.foreign_reference else None,
+        )
 
-        numbers: dict[str, float | int | str] = {}
-        if "frechet" in protocol.metrics:
-            numbers[protocol.key] = frechet_distance(statistics, self.reference.statistics)
+        numbers: dict[str, Any] = feature_metrics(protocol, self.collected, self.reference, skipped)
+        if self.paired is not None:
+            numbers |= self.paired.numbers(protocol.metrics, skipped)
         if "class_agreement" in protocol.metrics:
             if labelled == count and len(self.reference.classes_K):
                 numbers["class_agreement"] = agreeing / count
@@ -153,11 +205,7 @@ class Scorer:
                 given = self.copies_of is not None
                 numbers["near_copies_of"] = "pictures given" if given else "training pictures"
         if "duplicates" in protocol.metrics:
-            hashes = _gather(self.hashes)
-            repeated = len(hashes) - len(set(hashes))
             numbers["duplicates"] = repeated
-            if repeated:
-                log.warning("%d of %d samples repeat an earlier one exactly.", repeated, count)
         return {
             **numbers,
             "score_name": protocol.score_name(count, comparable=not reasons, quick=quick),
@@ -170,16 +218,6 @@ class Scorer:
             "extractor": self.extractor.protocol(),
             "reference": self.reference.describe(),
         }
-
-    def _own_reference(self) -> Reference:
-        if self.protocol.reference != "train":
-            return Reference.load(self.protocol.reference)
-        if self.source is None:
-            raise UserError(
-                f"Protocol {self.protocol.name} compares with the training pictures: say which "
-                "data (data=NAME), or give stored statistics (reference=FILE.npz)."
-            )
-        return reference_from_source(self.source, self.extractor, batch_size=self.batch_size)
 
     def _check_batch(self, images: Tensor, labels: Tensor | None) -> None:
         if images.ndim != 4 or images.shape[1] != 3:
@@ -212,33 +250,9 @@ class Scorer:
         distances = nearest_rmse(torch.cat(self.pictures), references)
         return int((distances < self.protocol.near_copy_rmse).sum())
 
-    def _differences(self, count: int, labelled: int) -> list[str]:
-        protocol, reasons = self.protocol, []
-        if count != protocol.samples:
-            reasons.append(f"{count} samples instead of {protocol.samples}")
-        found = self.extractor.protocol()
-        if found["name"] != protocol.extractor or not found["sha256"].startswith(protocol.sha256):
-            reasons.append(
-                f"features of {found['name']} with weights {found['sha256'][:16]} instead of "
-                f"{protocol.extractor} with {protocol.sha256[:16]}"
-            )
-        if getattr(self.extractor, "size", protocol.size) != protocol.size:
-            reasons.append(f"pictures resized to {found['resize']} instead of {protocol.size} px")
-        if self.foreign_reference:
-            reasons.append(f"compared with {self.reference.name} instead of {protocol.reference}")
-        if protocol.labels == "even":
-            labels = torch.cat([torch.zeros(0, dtype=torch.long), *self.labels])
-            labels = torch.tensor(_gather(labels.tolist()), dtype=torch.long)
-            classes = len(self.source.classes) if self.source else len(self.reference.classes_K)
-            if labelled != count:
-                reasons.append("the labels of the samples are unknown")
-            elif classes and not evenly_spread(labels, classes):
-                reasons.append("labels are not spread evenly over the classes")
-        return reasons
-
 
 def score_samples(
-    images: Tensor | Iterable[Tensor],
+    images: Tensor | Iterable[Tensor] | Iterable[tuple[Tensor, Tensor]],
     labels: Tensor | None,
     source: ImageSource | None,
     protocol: Protocol,
@@ -247,8 +261,9 @@ def score_samples(
     """Score samples in one call; see `Scorer` for the options and the errors.
 
     Args:
-        images: (N, 3, H, W) in [-1, 1] or uint8, or batches of them in the order of `labels`.
-        labels: (N,) classes asked for; None if unknown.
+        images: (N, 3, H, W) in [-1, 1] or uint8, or batches of them in order, or batches each with
+            the numbers (B,) of its pictures, where ranks share the work.
+        labels: (N,) classes asked for, of all ranks' pictures; None if unknown.
         source: the data that the samples imitate.
         protocol: what to measure and how.
         **options: of `Scorer`; `samples` is taken from `images` or `labels` where they tell.
@@ -263,25 +278,14 @@ def score_samples(
     elif labels is not None:
         options.setdefault("samples", len(labels))
     scorer = Scorer(protocol, source=source, **{"samples": protocol.samples, **options})
-    done = 0
-    for batch in images:
-        own = None if labels is None else labels[done : done + len(batch)]
-        scorer.update(batch, own)
-        done += len(batch)
+    for batch in ahead(images):
+        pixels, index = batch if isinstance(batch, tuple) else (batch, None)
+        if index is None:
+            index = torch.arange(scorer.seen, scorer.seen + len(pixels))
+        if labels is not None and len(index) and int(index.max()) >= len(labels):
+            raise UserError(f"{int(index.max()) + 1} samples came with {len(labels)} labels.")
+        scorer.update(pixels, None if labels is None else labels[index], index)
+    (done,) = total([scorer.seen])
     if labels is not None and done != len(labels):
         raise UserError(f"{done} samples came with {len(labels)} labels.")
     return scorer.result()
-
-
-def _sum_over_ranks(values: list[int]) -> list[int]:
-    if not (dist.is_available() and dist.is_initialized()):
-        return values
-    return [sum(column) for column in zip(*_gather([values]))]
-
-
-def _gather(values: list[Any]) -> list[Any]:
-    if not (dist.is_available() and dist.is_initialized()):
-        return values
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, values)
-    return [value for part in parts for value in part]

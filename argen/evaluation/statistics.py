@@ -6,6 +6,7 @@ Letters: B batch, N pictures, D feature width.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -194,8 +195,12 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
     os.replace(temporary, path)
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Read all arrays of an `.npz` file.
+def read_npz(path: Path, *, leave_out: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Read the arrays of an `.npz` file.
+
+    Args:
+        path: the file.
+        leave_out: names of arrays that are not read, however large.
 
     Raises:
         UserError: missing or damaged.
@@ -204,6 +209,6 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"There is no file {path}.")
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            return {name: file[name] for name in file.files if name not in leave_out}
     except Exception as error:
         raise UserError(f"{path} is not a readable .npz file: make or fetch it again.") from error

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TINY = [
     "data=digits",
     "data.image_size=16",
@@ -29,3 +31,22 @@ def command(name: str, *overrides: str, cwd: Path) -> subprocess.CompletedProces
         text=True,
         timeout=600,
     )
+
+
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
+) -> tuple[int, str, str]:
+    """Run `argen WORDS` in this process; returns exit status, output and errors."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    from argen import cli
+
+    GlobalHydra.instance().clear()
+    monkeypatch.setattr(sys, "argv", ["argen", *words])
+    status = 0
+    try:
+        cli.main()
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    out, err = capsys.readouterr()
+    return status, out, err

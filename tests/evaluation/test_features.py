@@ -14,7 +14,8 @@ from argen.evaluation.efficientnet import (
     own_key,
     weights_file,
 )
-from argen.evaluation.features import EfficientNetLite0Features, InceptionFeatures, build_extractor
+from argen.evaluation.features import EfficientNetLite0Features, build_extractor
+from argen.evaluation.inception import InceptionFeatures
 from argen.evaluation.pictures import to_float, to_uint8
 
 
@@ -126,22 +127,6 @@ def test_features_stay_float32_under_autocast(extractor):
     assert torch.equal(inside, extractor(images)["pool"])
 
 
-@pytest.fixture(scope="module")
-def inception_file(tmp_path_factory):
-    from torch_fidelity import feature_extractor_inceptionv3 as source
-
-    class Random(source.FeatureExtractorInceptionV3):
-        def load_state_dict(self, *args, **kwargs):
-            return None
-
-    path = tmp_path_factory.mktemp("inception") / "inception.pth"
-    torch.save({}, path)
-    torch.manual_seed(0)
-    network = Random("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
-    torch.save(network.state_dict(), path)
-    return path
-
-
 def test_inception_is_torch_fidelitys_to_the_bit(inception_file):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -170,7 +155,7 @@ def test_inception_refuses_other_weights(inception_file):
 
 
 def test_missing_weights_say_what_to_do(tmp_path):
-    with pytest.raises(UserError, match=r"inception_path=FILE.*fd_lite"):
+    with pytest.raises(UserError, match=r"fetch_assets\.py inception"):
         build_extractor("inception_v3_compat")
     with pytest.raises(UserError, match=r"nowhere\.pth.*download https"):
         build_extractor("inception_v3_compat", weights_path=tmp_path / "nowhere.pth")

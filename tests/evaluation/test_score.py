@@ -12,7 +12,8 @@ from argen.evaluation.features import EfficientNetLite0Features
 from argen.evaluation.metrics import class_agreement, near_copies
 from argen.evaluation.pictures import to_float
 from argen.evaluation.protocol import Protocol
-from argen.evaluation.reference import Reference, reference_from_source
+from argen.evaluation.reference import Reference
+from argen.evaluation.reference_making import reference_from_source
 from argen.evaluation.report import evaluate, summary
 from argen.evaluation.score import score_samples
 from argen.evaluation.statistics import GaussianStatistics, frechet_distance
@@ -176,7 +177,7 @@ def test_nothing_is_generated_before_the_checks(source):
         raise AssertionError("generated")
         yield
 
-    with pytest.raises(UserError, match="inception_path"):
+    with pytest.raises(UserError, match=r"fetch_assets\.py inception"):
         evaluate(generate(), protocol="fid", source=source)
 
 
