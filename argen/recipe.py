@@ -26,6 +26,7 @@ from argen.evaluation.report import provenance
 from argen.grid import save_picture
 from argen.pipeline import Pipeline, load
 from argen.run_numbers import code_numbers, heldout_psnr, sample_scores
+from argen.starting import start_tokenizer
 from argen.tokenizers.base import Tokenizer
 from argen.tokenizing import write_codes
 from argen.training.fit import FitSettings, fit
@@ -81,11 +82,14 @@ class Recipe:
         """Train stage 1, or load it if it is finished."""
         stage, directory = self.stages["tokenizer"], self.directory / "tokenizer"
         settings = {k: stage[k] for k in TOKENIZER_KEYS}
+        if any(stage["init"].values()):
+            settings["init"] = stage["init"]
         if self._finished(directory, settings):
             return load(directory / "model", device=self.device).tokenizer
         torch.manual_seed(self.seed)
         size = self.config["data"].get("image_size", stage["tokenizer"].get("image_size"))
         tokenizer = build(stage["tokenizer"], image_size=size)
+        start_tokenizer(tokenizer, stage["init"], trust=self.config["trust"])
         fit_settings = self._fit_settings(stage)
         if fit_settings.channels_last:
             tokenizer.to(memory_format=torch.channels_last)

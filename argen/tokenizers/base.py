@@ -41,10 +41,12 @@ class Tokenizer(nn.Module, ABC):
         image_size: (H, W) that `spec` describes.
         factor: H and W must be divisible by it.
         spec: the codes of one image.
+        frozen_parts: parts that training leaves alone, and which must therefore be given weights.
     """
 
     image_size: tuple[int, int]
     factor: int
+    frozen_parts: tuple[str, ...] = ()
 
     @property
     @abstractmethod

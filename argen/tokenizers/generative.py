@@ -51,10 +51,12 @@ class SecondStage(CNNTokenizer):
         options: as in `CNNTokenizer`.
     """
 
+    frozen_parts = ("encoder", "quant_conv", "quantizer")
+
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        for part in (self.encoder, self.quant_conv, self.quantizer):
-            part.requires_grad_(False)
+        for part in self.frozen_parts:
+            self.get_submodule(part).requires_grad_(False)
 
     def train(self, mode: bool = True) -> SecondStage:
         """Set the mode of the decoder; what stands still stays in evaluation."""

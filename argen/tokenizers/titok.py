@@ -7,7 +7,6 @@ One-D-Piece, whose pictures can be cut after any number of tokens (arXiv 2501.10
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -67,7 +66,10 @@ class TiTok(Tokenizer):
         self.emit = encoder.latents if emit is None else emit
         self.image_size, self.factor = as_size(image_size), encoder.factor
         self._check_parts()
+        self.frozen_parts = () if proxy is None else ("proxy",)
         if second_stage:
+            # The proxy's decoder goes on learning, but from the teacher's.
+            self.frozen_parts = ("encoder", "quantizer", "proxy")
             encoder.requires_grad_(False)
             quantizer.requires_grad_(False)
         if proxy is not None:
@@ -265,15 +267,6 @@ class TiTok(Tokenizer):
     def encoder_last_layer(self) -> Tensor | None:
         """Return the weight of the encoder's last layer; None where it stands still."""
         return None if self.second_stage else self.encoder.out.weight
-
-
-def second_stage_weights(first: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what a second stage starts from: a first stage's weights less the teacher's encoder.
-
-    Args:
-        first: state dict of a first-stage `TiTok`.
-    """
-    return {k: v for k, v in first.items() if not k.startswith("proxy.encoder.")}
 
 
 def proxy_loss(logits_BhwV: Tensor, ids_Bhw: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ class TokenizerTask(Task):
     ) -> None:
         super().__init__(optim=optim, steps=steps, seed=seed)
         self.automatic_optimization = False
-        self.tokenizer, self.objective = tokenizer, objective
+        # Parts that stand still put themselves into evaluation: a codebook would drift otherwise.
+        self.tokenizer, self.objective = tokenizer.train(), objective
         self.discriminator_optim = discriminator_optim or optim
         self._errors: list[Tensor] = []
         self._usage: CodeUsage | None = None

@@ -8,14 +8,13 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from argen.build import build
-from argen.checkpoint import load_strict
 from argen.configs import preset
 from argen.data.emoji import emoji
 from argen.errors import CheckpointError, SpecError, UserError
 from argen.interop import one_d_piece, titok
 from argen.layers.noise import SeededNoise
 from argen.tokenizers.quantizers.clustering import ClusteringVQ
-from argen.tokenizers.titok import second_stage_weights
+from argen.tokenizers.start import start_from
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CNN = {
@@ -114,7 +113,7 @@ def test_second_stage_starts_from_the_first_and_trains_pixels_alone():
     first, images = two_stage(), pictures()
     second = two_stage(second_stage=True, seed=1)
     second.proxy.encoder = None  # only the first stage needs a teacher's codes
-    load_strict(second, second_stage_weights(first.state_dict()), source="the first stage")
+    assert "not used: proxy.encoder" in start_from(second, weights=first.state_dict())
     assert torch.equal(first.encode(images), second.encode(images))
     before = copy.deepcopy(second.state_dict())
     history = train(second, images, 30)

@@ -1,0 +1,44 @@
+"""Read the weights that a training run is told to start from (`init` of configs/train.yaml)."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from argen.errors import UserError
+from argen.pipeline import load
+from argen.tokenizers.base import Tokenizer
+from argen.tokenizers.start import start_from
+
+log = logging.getLogger(__name__)
+
+
+def start_tokenizer(tokenizer: Tokenizer, init: dict[str, Any], *, trust: bool = False) -> None:
+    """Load the model directories that `init` names; refuses a frozen part without weights.
+
+    Args:
+        tokenizer: about to be trained.
+        init: `model`, `proxy` and `fresh`, see configs/train.yaml.
+        trust: build classes from outside argen that the directories name.
+
+    Raises:
+        CheckpointError, UserError: see `start_from`.
+    """
+    if init["fresh"] and not init["model"]:
+        raise UserError("init.fresh says what init.model leaves out; give init.model=DIR too.")
+    given = {
+        key: load(init[key], trust=trust).tokenizer.state_dict()
+        for key in ("model", "proxy")
+        if init[key]
+    }
+    report = start_from(
+        tokenizer,
+        weights=given.get("model"),
+        proxy=given.get("proxy"),
+        fresh=init["fresh"],
+        source=str(init["model"]),
+        proxy_source=str(init["proxy"]),
+    )
+    if given:
+        names = " and ".join(str(init[key]) for key in given)
+        log.info("tokenizer: starts from %s: %s", names, report)
