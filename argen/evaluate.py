@@ -24,11 +24,14 @@ def main(config: Any) -> None:
         raise UserError("save=FILE keeps a reference: say of which pictures, reference=PICTURES.")
     if len(given) != 1 and not (only_reference and not given):
         raise UserError(
-            "Give model=DIR to score a model, or samples=PICTURES to score pictures somebody made."
+            "Give model=DIR to score a model, samples=PICTURES to score pictures somebody made, or "
+            "tokens=CODES to look at codes."
         )
     with _processes(settings):
         if only_reference:
             lines = [f"reference written to {_keep_reference(settings)}"]
+        elif settings["tokens"] is not None:
+            lines = _look_at_tokens(settings)
         else:
             result, out = _score(settings)
             lines = [summary(result), f"written to {out}"]
@@ -181,6 +184,22 @@ def _keep_reference(settings: dict[str, Any]) -> Path:
         device=options["device"], batch_size=options["batch_size"],
     ).save(path)  # fmt: skip
     return path
+
+
+def _look_at_tokens(settings: dict[str, Any]) -> list[str]:
+    """Measure codes; write the numbers and a page of plots; returns what to print."""
+    from argen.checkpoint import write_json
+    from argen.evaluation.report import provenance
+    from argen.evaluation.token_page import write_page
+    from argen.evaluation.tokens import in_words, token_statistics
+
+    out = Path(settings["out"] or "tokens.json")
+    page = out.with_suffix(".png")
+    require_writable(out.parent)
+    found = token_statistics(settings["tokens"], most=settings["n"], seed=settings["seed"])
+    write_page(page, found)
+    write_json(out, found | provenance())
+    return [*in_words(found), f"written to {out} and {page}"]
 
 
 def _options(settings: dict[str, Any], protocol: Any) -> dict[str, Any]:

@@ -132,3 +132,15 @@ def test_bad_input_ends_early_with_cause_and_fix(
     assert len(err.strip().splitlines()) == 1
     assert not (workplace / "metrics.json").exists()
     assert os.environ.get("WORLD_SIZE") is None
+
+
+def test_codes_are_looked_at(workplace: Path) -> None:
+    done = command("evaluate", "tokens=outputs/digits/codes", "out=look/t.json", cwd=workplace)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((workplace / "look" / "t.json").read_text())
+    assert found["codes"].endswith("train")
+    assert 0 < found["unigram"]["entropy_bits"] <= found["unigram"]["vocabulary_bits"]
+    assert (workplace / "look" / "t.png").stat().st_size > 20_000
+    done = command("evaluate", "tokens=outputs/nowhere", cwd=workplace)
+    assert done.returncode == 2
+    assert "error: There are no codes in outputs/nowhere" in done.stderr
