@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,10 @@ from argen.data.shards import (
     AGAIN,
     FORMAT,
     Channels,
+    Extra,
     Shard,
+    extras_of,
+    extras_to_plan,
     file_sha256,
     read_json,
     save_array,
@@ -47,6 +50,7 @@ class CodeWriter:
         channels: what continuous codes hold: `codes`, or `mean_std` of their posterior.
         float_dtype: storage of continuous codes.
         source: manifest of the pictures, kept beside the codes.
+        extras: arrays that each picture has besides its codes, by name.
 
     Raises:
         UserError: the directory holds codes of something else, or cannot be written.
@@ -66,6 +70,7 @@ class CodeWriter:
         channels: Channels = "codes",
         float_dtype: Literal["float16", "float32"] = "float16",
         source: dict[str, Any] | None = None,
+        extras: Mapping[str, Extra] | None = None,
     ) -> None:
         if num_items < 1 or shard_size < 1 or not views:
             raise UserError(
@@ -90,6 +95,8 @@ class CodeWriter:
             "dtype": storage_dtype(spec, float_dtype).name,
             "source": json.loads(json.dumps(source)),
         }
+        if extras:
+            self.plan["extras"] = extras_to_plan(extras)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             found = read_json(self.directory / "plan.json")
@@ -103,7 +110,8 @@ class CodeWriter:
             ) from error
 
     def _require_same_plan(self, found: dict[str, Any]) -> None:
-        for key, wanted in self.plan.items():
+        for key in {**self.plan, **found}:
+            wanted = self.plan.get(key)
             if found.get(key) != wanted:
                 was, now = (
                     text if len(text) < 100 else text[:97] + "..."
@@ -131,7 +139,14 @@ class CodeWriter:
             if shard_problem(self.directory, self.plan, self.spec, shard)
         ]
 
-    def write(self, shard: Shard, codes: Tensor, labels: Tensor, indices: Tensor) -> None:
+    def write(
+        self,
+        shard: Shard,
+        codes: Tensor,
+        labels: Tensor,
+        indices: Tensor,
+        extras: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Write one shard; it counts as written only when all of it is on disk.
 
         Args:
@@ -140,6 +155,7 @@ class CodeWriter:
                 `channels="mean_std"` float (items, views, L, 2C).
             labels: (items,), in [0, number of classes).
             indices: (items,), which pictures these are.
+            extras: the declared extra arrays, (items, ...) each.
 
         Raises:
             UserError: wrong shapes or values, or the disk is full.
@@ -157,9 +173,11 @@ class CodeWriter:
                 raise SpecError(f"Shard {shard.number} needs {items} {what}.")
         if not 0 <= int(labels.min()) <= int(labels.max()) < len(self.plan["classes"]):
             raise SpecError(f"A label lies outside the {len(self.plan['classes'])} classes.")
+        more = self._extra_arrays(extras or {}, shard)
         try:
             for what, values in per_item.items():
-                array = values.detach().cpu().numpy().astype(np.int64)
+                more[what] = values.detach().cpu().numpy().astype(np.int64)
+            for what, array in more.items():
                 save_array(self.directory / f"{what}-{shard.number:05d}.npy", array)
             # The codes last: their presence is what marks a shard as written.
             save_array(self.directory / f"codes-{shard.number:05d}.npy", stored)
@@ -168,6 +186,27 @@ class CodeWriter:
                 f"Codes cannot be written to {self.directory}: {error.strerror}. Make room, then "
                 f"{AGAIN}."
             ) from error
+
+    def _extra_arrays(self, given: Mapping[str, Tensor], shard: Shard) -> dict[str, np.ndarray]:
+        declared = extras_of(self.plan)
+        if set(given) != set(declared):
+            raise SpecError(
+                f"Shard {shard.number} needs the extra arrays {sorted(declared)}, "
+                f"but got {sorted(given)}."
+            )
+        arrays = {}
+        for name, extra in declared.items():
+            values = given[name].detach().cpu()
+            wanted = (shard.stop - shard.start, *extra.shape)
+            if values.shape != wanted:
+                raise SpecError(
+                    f"Extra array {name} must have shape {wanted}, not {tuple(values.shape)}."
+                )
+            if not bool(torch.isfinite(values).all()):
+                raise SpecError(f"Extra array {name} of shard {shard.number} is not finite.")
+            exact = values.float() if values.dtype == torch.bfloat16 else values
+            arrays[name] = exact.numpy().astype(extra.dtype)
+        return arrays
 
     def _stored(self, codes: Tensor) -> np.ndarray:
         flat = codes.flatten(0, 1)
@@ -216,5 +255,5 @@ class CodeWriter:
     def _sha256(self, shard: Shard) -> dict[str, str]:
         return {
             what: file_sha256(self.directory / f"{what}-{shard.number:05d}.npy")
-            for what in ("codes", "labels", "indices")
+            for what in ("codes", "labels", "indices", *extras_of(self.plan))
         }

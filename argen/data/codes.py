@@ -18,6 +18,7 @@ from argen.data.shards import (
     AGAIN,
     FORMAT,
     Shard,
+    extras_of,
     file_sha256,
     read_json,
     shard_problem,
@@ -38,7 +39,7 @@ class CodeDataset(Dataset[dict[str, Tensor]]):
     Items are `{"codes": ..., "label": int64, "index": int64}`, with codes as the spec has them:
     int64 (L,), (L, G) or (L, bits), float32 (L, C). A `Draw` with a seed picks one of the views at
     random (and, for stored means and deviations, draws the code); without one it is view 0 and
-    the mean.
+    the mean. Extra arrays that were stored come under their names, in their stored type.
 
     Args:
         directory: where the codes lie.
@@ -52,6 +53,7 @@ class CodeDataset(Dataset[dict[str, Tensor]]):
         indices: int64 (N,), which picture of the data set each item is.
         views: names of the stored views.
         tokenizer: fingerprint of the tokenizer that made the codes.
+        extras: shape and type of the extra arrays by name.
         manifest: everything known about them.
 
     Raises:
@@ -71,7 +73,8 @@ class CodeDataset(Dataset[dict[str, Tensor]]):
         self.classes: tuple[str, ...] = tuple(self.manifest["classes"])
         self.views: tuple[str, ...] = tuple(self.manifest["views"])
         self.tokenizer: str = self.manifest["tokenizer"]
-        self._arrays: dict[int, np.ndarray] = {}
+        self.extras = extras_of(self.manifest)
+        self._arrays: dict[tuple[str, int], np.ndarray] = {}
 
         shards = shards_of(self.manifest["num_items"], self.manifest["shard_size"])
         for shard in shards:
@@ -96,11 +99,15 @@ class CodeDataset(Dataset[dict[str, Tensor]]):
             raise IndexError(f"item {draw.index} of {len(self)}")
         number, place = divmod(draw.index, self.manifest["shard_size"])
         view = 0 if draw.seed is None else pick(hash_seed("view", draw.seed), len(self.views))
-        stored = self._shard(number)[place, view]
+        stored = self._shard("codes", number)[place, view]
         return {
             "codes": self._codes(stored, draw.seed),
             "label": self.labels[draw.index],
             "index": self.indices[draw.index],
+            **{
+                name: torch.from_numpy(np.array(self._shard(name, number)[place]))
+                for name in self.extras
+            },
         }
 
     def every_view(self) -> Tensor:
@@ -108,7 +115,8 @@ class CodeDataset(Dataset[dict[str, Tensor]]):
         parts = [
             self._codes(stored, None)
             for number in range(len(self.manifest["shards"]))
-            for stored in self._shard(number).reshape(-1, *self._shard(number).shape[2:])
+            for item in self._shard("codes", number)
+            for stored in item
         ]
         return torch.stack(parts)
 
@@ -139,10 +147,10 @@ class CodeDataset(Dataset[dict[str, Tensor]]):
         generator = torch.Generator().manual_seed(hash_seed("posterior", seed))
         return mean + deviation * torch.randn(mean.shape, generator=generator)
 
-    def _shard(self, number: int) -> np.ndarray:
-        if number not in self._arrays:
-            self._arrays[number] = np.load(self._path("codes", number), mmap_mode="r")
-        return self._arrays[number]
+    def _shard(self, what: str, number: int) -> np.ndarray:
+        if (what, number) not in self._arrays:
+            self._arrays[what, number] = np.load(self._path(what, number), mmap_mode="r")
+        return self._arrays[what, number]
 
     def _path(self, what: str, number: int) -> Path:
         return self.directory / f"{what}-{number:05d}.npy"

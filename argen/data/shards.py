@@ -6,6 +6,7 @@ A directory holds one side of a data set (`codes/train`, `codes/val`):
     codes-00000.npy      (items, views, ...code shape without B), smallest type that holds it
     labels-00000.npy     int64 (items,)
     indices-00000.npy    int64 (items,): which picture of the data set
+    NAME-00000.npy       (items, ...): more about each picture, e.g. features of its caption
     manifest.json        the plan, and a sha256 of each file, once all of it is there
 
 Binary codes are packed eight to a byte. Continuous ones are floats; with `channels="mean_std"`
@@ -17,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,6 +31,22 @@ FORMAT = 1
 AGAIN = "run the same `argen tokenize` command again (finished shards are kept)"
 
 Channels = Literal["codes", "mean_std"]
+
+# What every item has besides its extra arrays.
+OWN = ("codes", "labels", "indices", "label", "index", "image", "plan", "manifest")
+EXTRA_DTYPES = ("bool", "uint8", "int32", "int64", "float16", "float32")
+
+
+class Extra(NamedTuple):
+    """An array that is stored for each picture beside its codes.
+
+    Attributes:
+        shape: of one picture's array, e.g. (77, 768) for token features; () for a number.
+        dtype: one of `EXTRA_DTYPES`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str = "float16"
 
 
 class Shard(NamedTuple):
@@ -67,14 +85,46 @@ def stored_shape(spec: CodeSpec, plan: dict[str, Any], items: int) -> tuple[int,
     return (items, len(plan["views"]), *shape)
 
 
+def extras_to_plan(extras: Mapping[str, Extra]) -> dict[str, Any]:
+    """Return the declared extra arrays as plain values, checked.
+
+    Raises:
+        UserError: a name that cannot be a file or is taken, or an unknown type.
+    """
+    for name, extra in extras.items():
+        if not name.isidentifier() or name in OWN:
+            raise UserError(
+                f"An extra array cannot be called {name!r}: use a plain word other than "
+                f"{', '.join(OWN)}."
+            )
+        if extra.dtype not in EXTRA_DTYPES:
+            raise UserError(
+                f"Extra array {name} has dtype {extra.dtype!r}; use one of "
+                f"{', '.join(EXTRA_DTYPES)}."
+            )
+    return {
+        name: {"shape": list(extra.shape), "dtype": extra.dtype} for name, extra in extras.items()
+    }
+
+
+def extras_of(plan: dict[str, Any]) -> dict[str, Extra]:
+    """Return the extra arrays that a plan or manifest declares."""
+    return {
+        name: Extra(tuple(extra["shape"]), extra["dtype"])
+        for name, extra in plan.get("extras", {}).items()
+    }
+
+
 def shard_problem(directory: Path, plan: dict[str, Any], spec: CodeSpec, shard: Shard) -> str:
     """Return what is wrong with a shard's files judging by headers and lengths, or nothing."""
     items = shard.stop - shard.start
-    expected = {
+    expected: dict[str, tuple[tuple[int, ...], np.dtype]] = {
         "codes": (stored_shape(spec, plan, items), np.dtype(plan["dtype"])),
         "labels": ((items,), np.dtype(np.int64)),
         "indices": ((items,), np.dtype(np.int64)),
     }
+    for name, extra in extras_of(plan).items():
+        expected[name] = ((items, *extra.shape), np.dtype(extra.dtype))
     for what, (shape, dtype) in expected.items():
         path = directory / f"{what}-{shard.number:05d}.npy"
         try:

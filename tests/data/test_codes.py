@@ -9,7 +9,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from argen.data.codes import CodeDataset, CodeWriter
 from argen.data.draws import Draw, DrawSampler
-from argen.data.shards import storage_dtype
+from argen.data.shards import Extra, storage_dtype
 from argen.errors import UserError
 from argen.spec import CodeSpec, Segment, SpecError
 
@@ -285,3 +285,59 @@ def test_pickled_data_set_opens_its_own_maps(finished):
     data = CodeDataset(finished, split="val")
     expected = data[9]["codes"]
     assert torch.equal(pickle.loads(pickle.dumps(data))[9]["codes"], expected)
+
+
+FEATURES = {"text": Extra((5, 3)), "text_length": Extra((), "int64")}
+
+
+def write_with_text(directory, text):
+    to = writer(directory, extras=FEATURES)
+    for shard in to.missing():
+        rows = torch.arange(shard.start, shard.stop)
+        to.write(
+            shard,
+            codes_of(VQ)[shard.start : shard.stop],
+            rows % 2,
+            rows,
+            {"text": text[shard.start : shard.stop], "text_length": rows + 3},
+        )
+    return to
+
+
+def test_extra_arrays_travel_with_the_codes(tmp_path):
+    text = torch.randn(ITEMS, 5, 3, generator=torch.Generator().manual_seed(1)).half()
+    write_with_text(tmp_path, text.bfloat16().float()).finish()
+    data = CodeDataset(tmp_path)
+    assert data.extras == FEATURES
+    batch = torch.utils.data.default_collate([data[Draw(i, i)] for i in range(ITEMS)])
+    assert batch["text"].dtype == torch.float16
+    assert torch.equal(batch["text"], text.bfloat16().half())
+    assert batch["text_length"].tolist() == list(range(3, 13))
+    # Their files are part of the shard: damaged ones are found, and other extras refused.
+    (tmp_path / "text-00001.npy").write_bytes(b"half")
+    with pytest.raises(UserError, match=r"text-00001\.npy is truncated"):
+        CodeDataset(tmp_path)
+    assert [shard.number for shard in writer(tmp_path, extras=FEATURES).missing()] == [1]
+    with pytest.raises(UserError, match="another extras"):
+        writer(tmp_path)
+
+
+def test_wrong_extra_arrays_are_not_written(tmp_path):
+    to, rows = writer(tmp_path, extras=FEATURES), torch.arange(4)
+    shard, codes = to.shards()[0], codes_of(VQ)[:4]
+    good = {"text": torch.zeros(4, 5, 3), "text_length": rows}
+    for bad, message in (
+        ({"text": torch.zeros(4, 5, 3)}, "needs the extra arrays"),
+        (good | {"text": torch.zeros(4, 5, 2)}, "must have shape"),
+        (good | {"text": torch.full((4, 5, 3), float("nan"))}, "not finite"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            to.write(shard, codes, rows % 2, rows, bad)
+    assert not list(tmp_path.glob("*.npy"))
+    for name, extra, message in (
+        ("codes", Extra(()), "cannot be called"),
+        ("a/b", Extra(()), "cannot be called"),
+        ("text", Extra((), "complex64"), "dtype"),
+    ):
+        with pytest.raises(UserError, match=message):
+            writer(tmp_path / "other", extras={name: extra})
