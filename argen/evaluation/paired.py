@@ -72,7 +72,7 @@ class Paired:
     def numbers(self, metrics: Collection[str], skipped: dict[str, str]) -> dict[str, float]:
         """Return the means over all pictures of all ranks.
 
-        `psnr_db` is the mean of the pictures' own ratios, which most papers print; `psnr_db_pooled`,
+        `psnr_db` is the mean of the pictures' own ratios, as most papers print; `psnr_db_pooled`,
         never larger, is that of the mean error over all pixels.
         """
         parts = gather([self.sums])
