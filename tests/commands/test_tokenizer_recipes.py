@@ -17,7 +17,8 @@ from argen.checkpoint import read_json
 SHORT = ["data.image_size=16", "tokenizer.image_size=16", "trainer=cpu", "fit.ema=0.9"]
 SHORT += ["optim.warmup=10", "fit.save_every=1000", "trainer.log_every_n_steps=10"]
 # Steps, and the PSNR in dB that held-out pictures must reach (found: 1.2 dB above the bar or more;
-# the ids of TiTok learn slowly, 0.3). One colour for all pictures gives 10.8 dB, the mean of the training pictures 11.2.
+# the ids of TiTok learn slowly, 0.3). One colour for all pictures gives 10.8 dB, the mean of the
+# training pictures 11.2.
 REACHED = {
     "tiny_vq": (120, 13.0),
     "tiny_gumbel": (120, 12.3),
