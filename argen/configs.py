@@ -27,6 +27,8 @@ def preset_names(group: str) -> list[str]:
 def preset(group: str, name: str) -> dict[str, Any]:
     """Return one preset of a group as plain data, interpolations resolved.
 
+    Presets of its group that its `defaults` name are merged in, as Hydra does it.
+
     Raises:
         UserError: naming close matches, if there is no such preset.
     """
@@ -36,7 +38,22 @@ def preset(group: str, name: str) -> dict[str, Any]:
     if not path.is_file():
         names = preset_names(group)
         raise UserError(f"There is no {group} preset {name!r}.{suggest(name, names)}")
-    return OmegaConf.to_container(OmegaConf.load(path), resolve=True)  # type: ignore[return-value]
+    return OmegaConf.to_container(_composed(path), resolve=True)  # type: ignore[return-value]
+
+
+def _composed(path: Path) -> Any:
+    from omegaconf import OmegaConf
+
+    config: Any = OmegaConf.load(path)
+    names = [name for name in config.pop("defaults", ["_self_"]) if isinstance(name, str)]
+    if "_self_" not in names:
+        names.insert(0, "_self_")
+    return OmegaConf.merge(
+        *(
+            config if name == "_self_" else _composed(path.with_name(f"{name}.yaml"))
+            for name in names
+        )
+    )
 
 
 def for_codes(
