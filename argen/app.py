@@ -18,17 +18,19 @@ from argen.configs import config_dir, preset_names
 from argen.errors import UserError, suggest
 
 
-def run(main: Callable[[Any], None], config_name: str) -> None:
+def run(main: Callable[[Any], None], config_name: str, *, directory: Path | None = None) -> None:
     """Compose `config_name` with the command line and call `main` with it.
 
     Args:
         main: takes the composed configuration (an omegaconf DictConfig).
         config_name: a YAML at the top of configs/.
+        directory: where it lies instead of configs/.
     """
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    where = directory or config_dir()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back here instead of being printed there
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     # Libraries narrate below the level of a warning.
@@ -43,18 +45,18 @@ def run(main: Callable[[Any], None], config_name: str) -> None:
         except UserError as error:
             _stop(str(error))
         except OmegaConfBaseException as error:
-            _stop(_explain(error, config_name))
+            _stop(_explain(error, config_name, where))
         except PermissionError as error:
             _stop(f"{error.filename or error} is not writable; choose another with out=DIR.")
         except KeyboardInterrupt:
             print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
             sys.exit(130)
 
-    compose = hydra.main(config_path=str(config_dir()), config_name=config_name, version_base="1.3")
+    compose = hydra.main(config_path=str(where), config_name=config_name, version_base="1.3")
     try:
         compose(guarded)()
     except (HydraException, OmegaConfBaseException) as error:
-        _stop(_explain(error, config_name))
+        _stop(_explain(error, config_name, where))
 
 
 def require_writable(directory: Path | str) -> Path:
@@ -86,7 +88,7 @@ def _stop(message: str) -> None:
     sys.exit(2)
 
 
-def _explain(error: Exception, config_name: str) -> str:
+def _explain(error: Exception, config_name: str, where: Path) -> str:
     """Return Hydra's message with the nearest names that would have been right."""
     from omegaconf.errors import MissingMandatoryValue
 
@@ -98,23 +100,23 @@ def _explain(error: Exception, config_name: str) -> str:
         return f"There is no {group}={name}.{suggest(name, preset_names(group))} {lines[0]}"
     wrong = re.search(r"Could not override '([\w./@-]+)'", message)
     if wrong:
-        return f"{lines[0]}{suggest(wrong.group(1), _known_keys(config_name))}"
+        return f"{lines[0]}{suggest(wrong.group(1), _known_keys(config_name, where))}"
     if isinstance(error, MissingMandatoryValue):
         key = getattr(error, "full_key", None) or "a value"
         return f"{key} must be given: add {key}=... to the command."
     return message
 
 
-def _known_keys(config_name: str) -> list[str]:
+def _known_keys(config_name: str, where: Path) -> list[str]:
     """Return every key and group that the command line could set."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
     GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"):
+    with initialize_config_dir(config_dir=str(where), version_base="1.3"):
         plain = OmegaConf.to_container(compose(config_name=config_name), resolve=False)
-    groups = [path.name for path in config_dir().iterdir() if path.is_dir()]
+    groups = [path.name for path in where.iterdir() if path.is_dir()]
     return [*_flatten(plain), *groups]
 
 

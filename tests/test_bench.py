@@ -1,0 +1,118 @@
+"""tools/bench.py: cases take turns, bounds and ratios are as stated, subjects run by command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from bench.cases import Case, measure  # noqa: E402
+from bench.machine import bound  # noqa: E402
+from bench.table import markdown  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tools" / "bench.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    one = Case({"what": "x"}, call=lambda: None)
+    measured = measure([one], rounds=1, device=CPU)[0].to_dict() | {"bound_seconds": None}
+    return measured | changes
+
+
+def test_cases_take_turns_after_one_to_warm_up() -> None:
+    seen: list[str] = []
+    cases = [Case({"name": name}, call=lambda name=name: seen.append(name)) for name in "ab"]
+    rows = measure(cases, rounds=3, device=CPU)
+    assert seen == list("ab" * 4)
+    assert [len(r.seconds) for r in rows] == [3, 3]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_memory_beyond_what_was_held() -> None:
+    held = torch.ones(2**24)  # 64 MiB that are no part of it
+    case = Case({}, call=lambda: float((held + 1).sum()))
+    extra = measure([case], rounds=1, device=CPU)[0].extra_bytes
+    assert extra is not None
+    assert 60 * 2**20 < extra < 100 * 2**20
+
+
+def test_seconds_of_the_work_itself_and_its_numbers() -> None:
+    case = Case({}, call=lambda: {"passes": 7}, seconds=lambda result: result["passes"] / 2)
+    measured = measure([case], rounds=2, device=CPU)[0]
+    assert measured.seconds == [3.5, 3.5]
+    assert measured.to_dict()["numbers"] == {"passes": 7}
+
+
+def test_bound_is_the_larger_of_bytes_and_flops() -> None:
+    found = {
+        "bytes_per_second": 10.0,
+        "float32_flops_per_second": 4.0,
+        "bfloat16_flops_per_second": 8.0,
+    }
+    assert bound({"bytes": 20, "flops": 4, "dtype": "float32"}, found) == 2.0
+    assert bound({"bytes": 20, "flops": 40, "dtype": "float32"}, found) == 10.0
+    assert bound({"bytes": 20, "flops": 40, "dtype": "bfloat16"}, found) == 5.0
+    assert bound({"bytes": 0, "flops": 0, "dtype": "float32"}, found) is None
+
+
+def test_table_compares_with_base_bound_and_an_earlier_run() -> None:
+    slow = row(labels={"what": "old", "batch": 1}, median_seconds=4.0, units=2)
+    fast = row(
+        labels={"what": "new", "batch": 1},
+        median_seconds=1.0,
+        base={"what": "old"},
+        bound_seconds=0.5,
+    )
+    before = {"rows": [{**fast, "median_seconds": 3.0}]}
+    lines = markdown({"rows": [slow, fast]}, before).splitlines()
+    header = [cell.strip() for cell in lines[0].split("|")]
+    cells = dict(zip(header, (cell.strip() for cell in lines[3].split("|"))))
+    assert cells["x base"] == "2.00"  # 2 s a unit before, 1 s now
+    assert cells["x bound"] == "2.00"
+    assert cells["x before"] == "3.00"
+
+
+def test_startup_by_command_writes_a_file_that_a_later_run_compares_with(tmp_path: Path) -> None:
+    first = tmp_path / "a.json"
+    done = bench("startup", "rounds=1", f"out={first}", "commands=[import argen]")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(first.read_text())
+    assert result["machine"]["torch"] == torch.__version__
+    assert [r["labels"]["command"] for r in result["rows"]] == ["import argen"]
+    assert 0 < result["rows"][0]["median_seconds"] < 60
+    again = bench(
+        "startup",
+        "rounds=1",
+        f"out={tmp_path / 'b.json'}",
+        f"against={first}",
+        "commands=[import argen]",
+    )
+    assert "x before" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["startip"], "Did you mean 'startup'"),
+        (["startup", "round=1"], "Did you mean 'rounds'"),
+        (["startup", "against=nowhere.json"], "nowhere.json is not there"),
+        (["startup", "commands=[nothing]"], "no command 'nothing'"),
+    ],
+)
+def test_bad_input_is_refused(arguments: list[str], said: str) -> None:
+    done = bench(*arguments)
+    assert done.returncode == 2
+    assert said in done.stdout + done.stderr

@@ -1,0 +1,101 @@
+"""How fast argen is, with the bound of the machine beside it.
+
+    python tools/bench.py                        the subjects
+    python tools/bench.py startup                measure one, print a table, write a JSON
+    python tools/bench.py sample rounds=3 against=outputs/bench/sample-before.json
+    python tools/bench.py sample --help          its settings
+
+A subject is a module under tools/bench/ with `groups(settings)`, which yields lists of `Case`, and
+a YAML of its settings beside it. The cases of a list take turns; lists run one after another.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent / "bench"
+sys.path.insert(0, str(HERE.parent))
+
+
+def subjects() -> list[str]:
+    """Return the names of all subjects."""
+    return sorted(path.stem for path in HERE.glob("*.yaml") if path.stem != "common")
+
+
+def measure_subject(subject: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Measure a subject and return the result file's contents."""
+    import torch
+    from bench.cases import measure
+    from bench.machine import bound, ceilings, machine
+
+    from argen.device import pick_device
+    from argen.evaluation.report import provenance
+
+    if settings["threads"]:
+        torch.set_num_threads(settings["threads"])
+    device = pick_device(settings["device"])
+    facts, found = machine(device), ceilings(device)
+    rows = []
+    for group in import_module(f"bench.{subject}").groups(settings):
+        for row in measure(group, rounds=settings["rounds"], device=device):
+            rows.append(row.to_dict())
+            rows[-1]["bound_seconds"] = bound(rows[-1], found)
+            print(f"  {dict(row.case.labels)}: {row.median:.4g} s", file=sys.stderr, flush=True)
+        del group
+    return {
+        "subject": subject,
+        "command": " ".join(["python tools/bench.py", subject, *sys.argv[2:]]),
+        "settings": dict(settings),
+        "machine": facts,
+        "ceilings": found,
+        "rows": rows,
+        **provenance(),
+    }
+
+
+def main() -> None:
+    """Compose the subject's settings with the command line and measure."""
+    from argen.app import run, show
+    from argen.errors import UserError, suggest
+
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in subjects():
+        print(__doc__ or "")
+        show("Subjects: " + ", ".join(subjects()))
+        if name and not name.startswith("-"):
+            show(f"error: there is no subject {name!r}.{suggest(name, subjects())}")
+        sys.exit(0 if name in ("", "-h", "--help") else 2)
+
+    def measured(config: Any) -> None:
+        from bench.table import about, markdown
+
+        from argen.checkpoint import write_json
+        from argen.train import plain
+
+        settings = plain(config)
+        before = None
+        if settings["against"]:
+            path = Path(settings["against"])
+            if not path.is_file():
+                raise UserError(f"against={path} is not there; name the JSON of an earlier run.")
+            before = json.loads(path.read_text())
+        result = measure_subject(name, settings)
+        out = Path(settings["out"] or f"outputs/bench/{name}.json")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, result)
+        show(f"{about(result)}\n")
+        show(markdown(result, before))
+        show(f"\n{out}")
+
+    rest = sys.argv[2:]
+    sys.argv = [sys.argv[0], *rest]
+    run(measured, name, directory=HERE)
+
+
+if __name__ == "__main__":
+    main()
