@@ -29,7 +29,7 @@ from argen.spec import CodeSpec
 
 DOCS = Path(__file__).parents[1] / "docs"
 MARKED = re.compile(r"(<!-- presets:([a-z]+) -->\n).*?(<!-- /presets -->)", re.S)
-OWN = ("tiny_", "quickstart_", "emoji_")  # presets that reproduce nothing published
+OWN = ("tiny_", "small_", "quickstart_", "emoji_")  # presets that reproduce nothing published
 NONE = "-"
 
 # Families by how their presets' names begin, in the order of the pages.

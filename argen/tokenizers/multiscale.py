@@ -40,7 +40,7 @@ class MultiScaleTokenizer(Tokenizer):
         super().__init__()
         self.encoder, self.decoder, self.quantizer = encoder, decoder, quantizer
         self.image_size = as_size(image_size)
-        self.factor = 2 ** (len(encoder.levels) - 1)
+        self.factor = encoder.factor
         (h, w), (H, W) = quantizer.scales[-1], self.image_size
         if (h * self.factor, w * self.factor) != (H, W):
             raise UserError(
