@@ -22,7 +22,7 @@ def main(config: Any) -> None:
     parts: dict[str, Any] = {}
     for key in ("tokenizer_ckpt", "ckpt"):
         if settings[key] is not None:
-            parts |= _import(importer, settings, key)
+            parts |= _import(importer, settings, key, tokenizer=parts.get("tokenizer"))
     if "tokenizer" not in parts and settings["ckpt"] is not None:
         # Many a generator's file carries its tokenizer along.
         with suppress(CheckpointError):
@@ -39,7 +39,6 @@ def main(config: Any) -> None:
         if not path.is_file():
             raise UserError(f"class_names={path} does not exist.")
         names = path.read_text().splitlines()
-    out = require_writable(settings["out"])
     pipe = Pipeline(
         tokenizer=parts["tokenizer"],
         generator=parts.get("generator"),
@@ -50,6 +49,7 @@ def main(config: Any) -> None:
             "files": [Path(settings[k]).name for k in ("tokenizer_ckpt", "ckpt") if settings[k]],
         },
     )
+    out = require_writable(settings["out"])
     pipe.save(out)
     for name, part in parts.items():
         count = sum(p.numel() for p in part.parameters())
@@ -79,8 +79,10 @@ def find_importer(name: str) -> Any:
     return import_module(f"argen.interop.{name}")
 
 
-def _import(importer: Any, settings: dict[str, Any], key: str) -> dict[str, Any]:
-    """Import one file as whichever part it is."""
+def _import(
+    importer: Any, settings: dict[str, Any], key: str, *, tokenizer: Any = None
+) -> dict[str, Any]:
+    """Import one file as whichever part it is; a generator's grid and spec follow its tokenizer."""
     from argen.checkpoint import read_weights
     from argen.errors import CheckpointError
 
@@ -93,13 +95,38 @@ def _import(importer: Any, settings: dict[str, Any], key: str) -> dict[str, Any]
         function = getattr(importer, f"import_{kind}", None)
         if function is None:
             continue
-        options = {"source": Path(path).name, "image_size": settings["image_size"]}
+        known: dict[str, Any] = {"image_size": settings["image_size"]}
+        if kind == "generator" and tokenizer is not None:
+            known |= {"factor": tokenizer.factor, "embed_dim": tokenizer.spec.dim}
+        extra = settings["options" if kind == "generator" else "tokenizer_options"]
+        options = _options(function, known, extra, source=settings["source"])
         try:
-            extra = settings["options"] if kind == "generator" else {}
-            return {kind: function(checkpoint, **options, **extra).build()}
+            return {kind: function(checkpoint, source=Path(path).name, **options).build()}
         except CheckpointError as error:
             refusals.append(str(error))
     raise CheckpointError(" ".join(refusals) or f"{settings['source']} imports no {kinds[0]}.")
+
+
+def _options(
+    function: Any, known: dict[str, Any], extra: dict[str, Any], *, source: str
+) -> dict[str, Any]:
+    """Return what an importer is called with: of `known` what it takes, and all of `extra`.
+
+    Raises:
+        UserError: if it does not take something in `extra`.
+    """
+    from inspect import signature
+
+    takes = [name for name in signature(function).parameters if name != "checkpoint"]
+    takes.remove("source")
+    for name in extra:
+        if name not in takes:
+            kind = function.__name__.removeprefix("import_")
+            raise UserError(
+                f"source={source} takes no option {name!r} for a {kind}.{suggest(name, takes)} "
+                f"It takes: {', '.join(takes)}."
+            )
+    return {k: v for k, v in known.items() if k in takes} | extra
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""ELM (Pepper-lll/LMforImageGeneration, no licence stated, arXiv 2410.16257): the AR generator."""
+"""ELM (Pepper-lll/LMforImageGeneration, no licence stated, arXiv 2410.16257): the AR generator.
+
+Its tokenizers are binary autoencoders, those of `argen.interop.binary_ae`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from torch import Tensor
 
 from argen.errors import CheckpointError, UserError
 from argen.interop.base import Imported, Rule, StateDict, count, rename, unwrap
+from argen.interop.binary_ae import import_tokenizer as import_tokenizer
 from argen.interop.open_magvit2_ar import block_rules, grid_of, kv_heads, published_heads
 from argen.spec import CodeSpec, Segment
 
@@ -55,7 +59,8 @@ def generator_config(config: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError("ELM's cosine attention and 1-D positions are not supported.")
     dim, bits, parts = config["dim"], config["code_dim"], config.get("token_each", 4)
     grid = grid_of(config.get("block_size", 256))
-    spec = CodeSpec("binary", (Segment(grid, bits=bits * parts, dim=bits * parts),))
+    width = config.get("embed_dim") or bits * parts
+    spec = CodeSpec("binary", (Segment(grid, bits=bits * parts, dim=width),))
     return {
         "_target_": "argen.generators.subtoken.SubTokenGPT",
         "spec": spec.to_dict(),
@@ -98,6 +103,7 @@ def import_generator(
     image_size: int = 256,
     factor: int = 16,
     heads: int | None = None,
+    embed_dim: int | None = None,
 ) -> Imported:
     """Import an autoregressive checkpoint.
 
@@ -107,6 +113,8 @@ def import_generator(
         image_size: side of the pictures; with `factor` it gives the code grid.
         factor: the tokenizer's down-sampling.
         heads: attention heads, where the size is not one of the published ones.
+        embed_dim: width of the tokenizer's vectors, which the weights do not show; as many as there
+            are bits when None.
     """
     weights = unwrap(checkpoint, keys=WRAPPERS, source=source)
     tables = [v for k, v in weights.items() if k.startswith("tok_embedder.")]
@@ -121,6 +129,7 @@ def import_generator(
             "n_layer": layers,
             "n_head": heads,
             "n_kv_head": kv_heads(weights["layers.0.attention.wqkv.weight"], heads),
+            "embed_dim": embed_dim,
             "code_dim": vocab.bit_length() - 1,
             "token_each": len(tables),
             "block_size": (image_size // factor) ** 2,

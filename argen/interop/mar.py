@@ -11,6 +11,7 @@ from torch import Tensor
 
 from argen.errors import CheckpointError, UserError
 from argen.interop.base import Imported, Rule, StateDict, rename, unwrap
+from argen.interop.mar_klvae import import_tokenizer as import_tokenizer
 from argen.spec import CodeSpec, Segment
 
 WRAPPERS = ("model_ema", "model", "state_dict")  # evaluation uses the EMA copy

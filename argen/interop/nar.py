@@ -1,6 +1,6 @@
 """NAR (ThisisBillhe/NAR, NAR-images, MIT-style, arXiv 2503.10696): LlamaGen with two heads.
 
-The tokenizer is LlamaGen's: import it with source=llamagen.
+The tokenizer is LlamaGen's.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 from argen.errors import CheckpointError, UserError
 from argen.interop import llamagen
 from argen.interop.base import Imported, Rule, StateDict, rename, unwrap
+from argen.interop.llamagen import import_tokenizer as import_tokenizer
 
 HEADS = llamagen.HEADS | {(18, 1024): 16}
 

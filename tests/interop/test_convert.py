@@ -1,0 +1,134 @@
+"""The convert command makes whole pipelines of published files, tokenizer and generator."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from safetensors.torch import load_file
+from test_llama_generators import CLASSES, GRID, Weights, written_elm
+from test_llamagen_tokenizer import weights as llamagen_vq
+from test_mar_xar import reference_xar
+
+from argen import cli
+from argen.build import build
+from argen.configs import for_codes, preset
+from argen.interop import mar_klvae
+from argen.pipeline import load
+from argen.spec import CodeSpec
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+SIDE = 8  # pixels, unless said otherwise; every tokenizer here halves it
+# The published runs are kept without their tokenizers, whose files are written here.
+__all__ = ["llamagen_vq"]
+
+
+def convert(monkeypatch, capsys, *words):
+    """Run `argen convert`; returns exit status and errors."""
+    GlobalHydra.instance().clear()
+    monkeypatch.setattr("sys.argv", ["argen", "convert", *words])
+    try:
+        cli.main()
+        status = 0
+    except SystemExit as stopped:
+        status = int(stopped.code or 0)
+    return status, capsys.readouterr().err
+
+
+def kl_file(path, *, dim):
+    """Write a KL autoencoder of two levels under the published keys."""
+    side = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": dim}
+    parts = {"Encoder": side, "Decoder": side}
+    config = mar_klvae.tokenizer_config(
+        {"AutoencoderKL": {"embed_dim": dim}, **parts}, image_size=SIDE
+    )
+    torch.manual_seed(0)
+    found = {}
+    for key, value in build(config).state_dict().items():
+        for i in range(2):
+            key = key.replace(f"encoder.levels.{i}.", f"encoder.down.{i}.")
+            key = key.replace(f"decoder.levels.{i}.", f"decoder.up.{1 - i}.")
+        for ours, theirs in (("0", "block_1"), ("1", "attn_1"), ("2", "block_2")):
+            key = key.replace(f"middle.{ours}", f"mid.{theirs}")
+        key = key.replace(".blocks.", ".block.").replace(".shortcut.", ".nin_shortcut.")
+        key = key.replace("resample", "downsample" if "encoder" in key else "upsample")
+        if ".qkv." in key:
+            for name, piece in zip("qkv", value.chunk(3), strict=True):
+                found[key.replace(".qkv.", f".{name}.")] = piece
+        elif not key.startswith("quantizer."):
+            found[key.replace(".out.", ".proj_out.")] = value
+    torch.save({"model": found}, path)
+    return str(path)
+
+
+def golden(name, path, **wrapped):
+    """Write the weights of a recorded run as a file of its project."""
+    weights = load_file(str(GOLDEN / name / "weights.safetensors"))
+    torch.save({**wrapped, "model": weights}, path)
+    return str(path)
+
+
+def mar_files(tmp_path, vq):
+    return golden("mar", tmp_path / "mar.pth"), kl_file(tmp_path / "kl.ckpt", dim=4), SIDE
+
+
+def xar_files(tmp_path, vq):
+    spec = {"kind": "continuous", "segments": [{"shape": [4, 4], "dim": 3}]}
+    config = for_codes(preset("generator", "tiny_xar"), CodeSpec.of(spec), num_classes=5)
+    torch.save(reference_xar(build(config)), tmp_path / "xar.pth")
+    return str(tmp_path / "xar.pth"), kl_file(tmp_path / "kl.ckpt", dim=3), SIDE
+
+
+def nar_files(tmp_path, vq):
+    torch.save({"model": vq | {"quantize.embedding.weight": torch.randn(96, 8)}}, tmp_path / "vq")
+    return golden("nar-c2i", tmp_path / "nar.pt"), str(tmp_path / "vq"), SIDE
+
+
+def elm_files(tmp_path, vq):
+    ids, w = torch.zeros(1, GRID**2, 4, dtype=torch.long), Weights()
+    written_elm(w, ids, torch.tensor([CLASSES]), parts=4, bits=3, adaln=True)
+    torch.save(dict(w), tmp_path / "elm.pt")
+    return str(tmp_path / "elm.pt"), golden("binary-ae", tmp_path / "ae.th"), 2 * GRID
+
+
+FILES = {"mar": mar_files, "xar": xar_files, "nar": nar_files, "elm": elm_files}
+HEADS = {"mar": 4, "xar": 4, "nar": 4, "elm": 3}
+
+
+@pytest.mark.parametrize("source", FILES)
+def test_a_pipeline_is_made_and_draws(source, tmp_path, monkeypatch, capsys, llamagen_vq):
+    ckpt, tokenizer, side = FILES[source](tmp_path, llamagen_vq)
+    out = tmp_path / "model"
+    words = [f"source={source}", f"ckpt={ckpt}", f"out={out}", f"image_size={side}"]
+    words.append(f"+options.heads={HEADS[source]}")
+    status, error = convert(monkeypatch, capsys, *words, f"tokenizer_ckpt={tokenizer}")
+    assert status == 0, error
+    pipe = load(out)
+    assert pipe.generator.spec == pipe.tokenizer.spec
+    samples = pipe([1], n=2, seed=0)
+    assert samples.images.shape == (2, 3, side, side)
+    assert samples.images.isfinite().all()
+
+
+def test_a_missing_or_foreign_tokenizer_and_unknown_options_are_refused(
+    tmp_path, monkeypatch, capsys
+):
+    ckpt, _, side = mar_files(tmp_path, None)
+    other = kl_file(tmp_path / "kl16.ckpt", dim=16)
+    words = ["source=mar", f"ckpt={ckpt}", f"out={tmp_path}/model", f"image_size={side}"]
+    words.append("+options.heads=4")
+    status, error = convert(monkeypatch, capsys, *words)
+    assert status == 2
+    assert "tokenizer_ckpt=FILE" in error
+    words.append(f"tokenizer_ckpt={other}")
+    status, error = convert(monkeypatch, capsys, *words)
+    assert status == 2
+    assert "(dim 16)" in error
+    assert "(dim 4)" in error
+    assert not (tmp_path / "model").exists()
+    status, error = convert(monkeypatch, capsys, *words, "+options.head=4")
+    assert status == 2
+    assert "no option 'head' for a generator. Did you mean 'heads'?" in error
+    status, error = convert(monkeypatch, capsys, *words, "+tokenizer_options.scal=1")
+    assert status == 2
+    assert "no option 'scal' for a tokenizer. Did you mean 'scale'?" in error
