@@ -210,8 +210,8 @@ def importer_table() -> str:
             named = ", ".join(f"`{option}`" for option in sorted(options))
             cells.append(f"yes: {named}" if named else "yes")
         if functions:
-            # The command imports both parts by one source and always passes image_size.
-            whole = "tokenizer" in functions and all("image_size" in f for f in functions.values())
+            # The command imports both parts by one source.
+            whole = "tokenizer" in functions
             rows.append([f"`{module.name}`", *cells, "yes" if whole else "Python only"])
     return table(["`source=`", "tokenizer", "generator", "drafter", "`argen.convert`"], rows)
 
