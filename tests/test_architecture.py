@@ -14,7 +14,7 @@ PACKAGE = ROOT / "argen"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LONGEST = 300
 
-BASE = {"errors", "spec", "build", "checkpoint", "configs", "device"}
+BASE = {"errors", "spec", "build", "checkpoint", "configs", "device", "flops"}
 NETWORKS = BASE | {"layers", "tokenizers", "generators"}
 PARTS = {"classes", "controls", "grid", "model_directory", "samples"}  # of the pipeline
 DRAWING = NETWORKS | PARTS | {"decoding", "pipeline"}
@@ -26,6 +26,7 @@ ALLOWED = {
     "build": {"errors"},
     "checkpoint": {"errors"},
     "device": {"errors"},
+    "flops": {"errors"},
     "configs": {"errors", "spec"},
     "layers": {"errors", "spec"},
     "tokenizers": BASE | {"layers"},

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from argen.decoding.base import Decoder, DecodeResult, Observer
 from argen.decoding.filters import Filters
+from argen.decoding.fixed_loop import FixedLoop, unfit
 from argen.decoding.guidance import Guidance
 from argen.decoding.known import Known
 from argen.errors import IncompatibleError, UserError
 from argen.generators.base import Generator
 from argen.generators.conditioning import Cond
-from argen.layers.noise import Noise
+from argen.generators.next_token import NextToken
+from argen.layers.noise import Noise, SeededNoise
 
 ORDER = 1 << 20  # the `use` of the draws that order the positions; heads count theirs from 0
 
@@ -26,14 +28,18 @@ class Sequential(Decoder):
         order: `plan` follows the generator; `random` draws an order for every sample and
             `known_first` puts the codes that are given first, so that all others see them. These
             two need a generator trained on permuted orders (RAR).
+        compile: for next-token generators, compile a pass, and on a GPU replay it as a CUDA graph
+            with no word to the host between codes. Worth its start (a minute) for many pictures;
+            rounding, and so a picture now and then, differs from the plain loop's.
     """
 
     exact = True
 
-    def __init__(self, order: str = "plan") -> None:
+    def __init__(self, order: str = "plan", *, compile: bool = False) -> None:
         if order not in ("plan", "random", "known_first"):
             raise UserError(f"Unknown order {order!r}; use plan, random or known_first.")
-        self.order = order
+        self.order, self.compile = order, compile
+        self._loops: dict[Any, FixedLoop] = {}
 
     def check(self, generator: Generator) -> None:
         """Raise if the generator has no order, or another one than asked for."""
@@ -47,6 +53,11 @@ class Sequential(Decoder):
             raise IncompatibleError(
                 f"decoder `sequential` with order={self.order} needs a generator trained on "
                 f"permuted orders, such as RAR; {name} has one order: use order=plan."
+            )
+        if self.compile and not isinstance(generator, NextToken):
+            raise IncompatibleError(
+                f"compile=true of decoder `sequential` is for generators that draw one code a "
+                f"pass; {name} does not: leave it out."
             )
 
     @torch.inference_mode()
@@ -93,9 +104,21 @@ class Sequential(Decoder):
         if given is not None and generator.plan.lookahead:
             runs = known_runs(given, groups)
             options["longest_draft"] = max(runs)
-        state = generator.start(rows, **options)
+        loop = None
+        if self.compile and given is None:
+            loop = self._loop(generator, rows, guidance, filters, noise, options.get("order"))
+        state = generator.start(rows, **options) if loop is None else loop.state
         step, passes, drawn = 0, 0, []
         while step < len(groups):
+            if loop is not None and step:
+                if step == 1:
+                    loop.begin()
+                positions, codes, guided = loop.step()
+                drawn.append(codes.clone())
+                if observer is not None:
+                    observer(positions, drawn[-1], guided)
+                step, passes = step + 1, passes + 1
+                continue
             draft = None
             if given is not None and runs[step]:
                 # A run of given codes is fed in one pass, which also predicts what follows it.
@@ -126,6 +149,41 @@ class Sequential(Decoder):
         order = torch.cat([p.expand(B, -1) for p in groups], dim=1)
         row = torch.arange(B, device=device)[:, None]
         return DecodeResult(torch.cat(drawn, dim=1)[row, order.argsort(-1)], passes=passes)
+
+    def _loop(
+        self,
+        generator: Generator,
+        rows: Cond,
+        guidance: Guidance,
+        filters: Filters,
+        noise: Noise,
+        order: Tensor | None,
+    ) -> FixedLoop:
+        """Return the compiled loop of a batch shape, made anew or restarted."""
+        L = generator.spec.length
+        weights: list[Any] = []
+        if guidance.active:
+            weights = [guidance.weight(step, L) for step in range(L)]
+        why = unfit(weights, noise)
+        if why is not None:
+            raise UserError(f"compile=true of decoder `sequential`: {why}; leave it out.")
+        assert isinstance(generator, NextToken)
+        assert isinstance(noise, SeededNoise)
+        shapes = [None if t is None else t.shape for t in (*rows.tensors(), order)]
+        key = (id(generator), str(shapes), repr(guidance), repr(filters))
+        if key in self._loops:
+            self._loops[key].restart(rows, order, noise)
+        else:
+            options: dict[str, Any] = {} if order is None else {"order": order}
+            self._loops[key] = FixedLoop(
+                generator,
+                generator.start(rows.map(torch.clone), **options),
+                copies=2 if guidance.active else 1,
+                weights=weights,
+                filters=filters,
+                noise=noise,
+            )
+        return self._loops[key]
 
     def _draw_order(
         self, generator: Generator, noise: Noise, given: Known | None, batch: int

@@ -40,6 +40,10 @@ class Cond:
             raise ValueError("An empty condition has no length.")
         return part.shape[0]
 
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Return every tensor that a network reads, None where there is none."""
+        return tuple(getattr(self, name) for name in _READ)
+
     def map(self, function: Any) -> Cond:
         """Apply a function to every tensor that a network reads."""
         parts = {name: getattr(self, name) for name in _READ}

@@ -65,6 +65,7 @@ class SelfAttention(nn.Module):
         else:
             self.q_norm = make_norm(kind, self.head_dim, qk_norm_eps) if kind else nn.Identity()
             self.k_norm = make_norm(kind, self.head_dim, qk_norm_eps) if kind else nn.Identity()
+        self.plain = not kind
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -91,14 +92,20 @@ class SelfAttention(nn.Module):
         """
         B, L, D = x_BLD.shape
         sizes = (D, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim)
-        q, k, v = self.qkv(x_BLD).split(sizes, dim=-1)
-        q = self.q_norm(q.view(B, L, self.heads, self.head_dim)).transpose(1, 2)  # B heads L hd
-        k = self.k_norm(k.view(B, L, self.kv_heads, self.head_dim)).transpose(1, 2)  # B kv L hd
-        v = v.view(B, L, self.kv_heads, self.head_dim).transpose(1, 2)
+        qkv = self.qkv(x_BLD)
+        q, k, v = qkv.split(sizes, dim=-1)
+        v = v.view(B, L, self.kv_heads, self.head_dim).transpose(1, 2)  # B kv L hd
+        if rope is not None and self.plain:
+            # Queries and keys lie side by side and are turned alike.
+            qk = qkv[..., : sizes[0] + sizes[1]].view(B, L, -1, self.head_dim).transpose(1, 2)
+            q, k = apply_rope(qk, rope).split((self.heads, self.kv_heads), dim=1)
+        else:
+            q = self.q_norm(q.view(B, L, self.heads, self.head_dim)).transpose(1, 2)
+            k = self.k_norm(k.view(B, L, self.kv_heads, self.head_dim)).transpose(1, 2)
+            if rope is not None:
+                q, k = apply_rope(q, rope), apply_rope(k, rope)
         if self.logit_scale != 1.0:
             q = q * self.logit_scale
-        if rope is not None:
-            q, k = apply_rope(q, rope), apply_rope(k, rope)
         if cache is not None:
             if window is None:
                 raise ValueError("Attention with a cache needs the window of the new tokens.")

@@ -38,7 +38,9 @@ class Window:
 
 
 class KVCache:
-    """Keys and values of all layers, (R rows, kv heads, S slots, head width) each.
+    """Keys and values, one tensor (R rows, kv heads, S slots, head width) a layer.
+
+    Compilers that make writes explicit would copy one tensor of all layers at every layer.
 
     Args:
         layers: number of layers.
@@ -61,15 +63,17 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (layers, rows, heads, slots, head_dim)
+        shape = (rows, heads, slots, head_dim)
         # Zeros, not empty memory: a masked slot still takes part in products, as 0 times a number.
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys, self.values = (
+            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+            for _ in range(2)
+        )
 
     @property
     def slots(self) -> int:
         """Number of slots S."""
-        return self.keys.shape[3]
+        return self.keys[0].shape[2]
 
     def write(
         self, layer: int, k_RHnd: Tensor, v_RHnd: Tensor, window: Window
@@ -90,15 +94,15 @@ class KVCache:
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Copy slots `source` (R, n) to slots `target` (R, n), in every layer."""
-        for stored in (self.keys, self.values):
-            shape = (stored.shape[0], -1, stored.shape[2], -1, stored.shape[4])
-            kept = stored.gather(3, source[None, :, None, :, None].expand(shape))
-            stored.scatter_(3, target[None, :, None, :, None].expand(shape), kept)
+        for stored in (*self.keys, *self.values):
+            shape = (-1, stored.shape[1], -1, stored.shape[3])
+            kept = stored.gather(2, source[:, None, :, None].expand(shape))
+            stored.scatter_(2, target[:, None, :, None].expand(shape), kept)
 
     def gather(self, rows: Tensor) -> None:
         """Reorder or duplicate rows: row i becomes the old row `rows[i]`."""
-        self.keys = self.keys[:, rows]
-        self.values = self.values[:, rows]
+        self.keys = [keys[rows] for keys in self.keys]
+        self.values = [values[rows] for values in self.values]
 
 
 class Glance(KVCache):
@@ -117,6 +121,6 @@ class Glance(KVCache):
         """Return the keys and values below the window's start, followed by the new ones."""
         if not isinstance(window.start, int):
             raise ValueError("A glance needs one start for all rows.")
-        keys = self.keys[layer, :, :, : window.start].to(k_RHnd.dtype)
-        values = self.values[layer, :, :, : window.start].to(v_RHnd.dtype)
+        keys = self.keys[layer][:, :, : window.start].to(k_RHnd.dtype)
+        values = self.values[layer][:, :, : window.start].to(v_RHnd.dtype)
         return torch.cat((keys, k_RHnd), dim=2), torch.cat((values, v_RHnd), dim=2)

@@ -19,6 +19,7 @@ from argen.device import pick_device, pick_precision
 from argen.errors import UserError
 from argen.training.ema import EMA
 from argen.training.progress import progress
+from argen.training.recompute import recompute_activations
 from argen.training.stream import Stream
 from argen.training.task import Task
 
@@ -37,6 +38,7 @@ class FitSettings:
     save_every: int = 500
     channels_last: bool = True
     compile: bool = False
+    recompute: bool = False
     trainer: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
 
@@ -102,8 +104,10 @@ def fit(
         default_root_dir=directory,
     )
     task.log_every = int(options.get("log_every_n_steps", task.log_every))
+    if settings.recompute:
+        recompute_activations(task.network)
     if settings.compile:
-        task.compile()
+        task.compile_network()
     last = directory / "checkpoints" / "last.ckpt"
     if last.is_file():
         log.info("%s: going on from %s", title, last)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -23,11 +25,16 @@ class GeneratorTask(Task):
     def __init__(self, generator: Generator, *, optim: Optim, steps: int, seed: int = 0) -> None:
         super().__init__(optim=optim, steps=steps, seed=seed)
         self.generator = generator
+        self._generator_loss: Callable[..., LossOutput] = generator.loss
 
     @property
     def network(self) -> Generator:
         """The generator."""
         return self.generator
+
+    def compile_network(self) -> None:
+        """Compile the generator's loss; its weights keep their names."""
+        self._generator_loss = torch.compile(self.generator.loss)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch of codes; conditions are dropped at the conditioner's rate."""
@@ -36,7 +43,7 @@ class GeneratorTask(Task):
         drop_B = None
         if conditioner.drop_rate > 0:
             drop_B = torch.rand(len(batch["label"]), device=self.device) < conditioner.drop_rate
-        output = self._loss(batch, drop_B)
+        output = self.loss(batch, drop_B)
         self.log("loss", output.loss.detach(), prog_bar=True)
         if self.logging_step:
             self.log_details(output.metrics, len(batch["label"]))
@@ -44,11 +51,12 @@ class GeneratorTask(Task):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Log the loss on held-out codes."""
-        output, size = self._loss(batch, None), len(batch["label"])
+        output, size = self.loss(batch, None), len(batch["label"])
         self.log("val/loss", output.loss, batch_size=size, sync_dist=True)
         for name, value in output.metrics.items():
             self.log(f"val/{name}", value, batch_size=size, prog_bar=True, sync_dist=True)
 
-    def _loss(self, batch: dict[str, Tensor], drop_B: Tensor | None) -> LossOutput:
+    def loss(self, batch: dict[str, Tensor], drop_B: Tensor | None) -> LossOutput:
+        """Return the generator's loss of a batch, null conditions where `drop_B` is true."""
         cond = self.generator.conditioner(batch["label"], drop_B=drop_B)
-        return self.generator.loss(batch["codes"], cond)
+        return self._generator_loss(batch["codes"], cond)

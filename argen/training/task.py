@@ -35,6 +35,10 @@ class Task(LightningModule):
         """What is trained."""
         raise AttributeError("a task names its network")
 
+    def compile_network(self) -> None:
+        """Compile what a training step spends its time in, in place."""
+        self.network.compile()
+
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its per-step schedule."""
         optimizer = self.optim.optimizer(self.network)

@@ -106,14 +106,15 @@ def partner(name):
 
 def condition(generator, rows, *, seed=0):
     """Return the conditions of `rows` samples, all different."""
-    conditioner = generator.conditioner
+    conditioner, device = generator.conditioner, next(generator.parameters()).device
     if isinstance(conditioner, ClassConditioner):
-        return conditioner(torch.arange(rows) % conditioner.num_classes)
+        return conditioner(torch.arange(rows, device=device) % conditioner.num_classes)
     if isinstance(conditioner, TextConditioner):
         draws = torch.Generator().manual_seed(seed)
         shape = (rows, conditioner.length, conditioner.feature_dim)
-        mask = torch.ones(shape[:2], dtype=torch.bool)
-        return conditioner(TextFeatures(torch.randn(shape, generator=draws), mask))
+        mask = torch.ones(shape[:2], dtype=torch.bool, device=device)
+        features = torch.randn(shape, generator=draws).to(device)
+        return conditioner(TextFeatures(features, mask))
     raise AssertionError(f"Say here what {type(conditioner).__name__} is conditioned on.")
 
 

@@ -130,7 +130,7 @@ def test_gathered_rows_are_copies():
     cache.write(0, keys, keys, Window(start=0, n=4, reach=4))
     cache.gather(torch.tensor([2, 0, 2, 1]))
     assert cache.slots == 8
-    torch.testing.assert_close(cache.keys[0, :, :, :4], keys[[2, 0, 2, 1]])
+    torch.testing.assert_close(cache.keys[0][:, :, :4], keys[[2, 0, 2, 1]])
 
 
 def test_widths_that_do_not_divide_are_refused():

@@ -15,6 +15,9 @@ import torch
 CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
+Amount = float | Callable[[Any], float]
+
+
 @dataclass(frozen=True)
 class Case:
     """One row of a table.
@@ -24,8 +27,9 @@ class Case:
         call: does the work once; may return numbers to show beside the time.
         units: how many `unit` a call makes.
         unit: what is made, e.g. images or tokens; a rate in them is shown.
-        bytes: fewest bytes that must be read from or written to memory.
-        flops: floating-point operations of the matrix products.
+        bytes: fewest bytes that must be read from or written to memory; or how many, given what
+            `call` returned.
+        flops: floating-point operations of the matrix products, likewise.
         dtype: in which these run.
         base: labels of the row that this one is compared with, a part of them; None for none.
         seconds: measured by the work itself, of a value that `call` returned, in place of the
@@ -36,8 +40,8 @@ class Case:
     call: Callable[[], Any]
     units: float = 1.0
     unit: str = "calls"
-    bytes: float = 0.0
-    flops: float = 0.0
+    bytes: Amount = 0.0
+    flops: Amount = 0.0
     dtype: str = "float32"
     base: Mapping[str, Any] | None = None
     seconds: Callable[[Any], float] | None = None
@@ -57,6 +61,9 @@ class Row:
         """Median seconds of a call."""
         return statistics.median(self.seconds)
 
+    def _amount(self, amount: Amount) -> float:
+        return amount(self.numbers) if callable(amount) else amount
+
     def to_dict(self) -> dict[str, Any]:
         """Return the row as plain data."""
         case = self.case
@@ -69,8 +76,8 @@ class Row:
             "slowest_seconds": max(self.seconds),
             "runs": len(self.seconds),
             "extra_mb": None if self.extra_bytes is None else round(self.extra_bytes / 2**20, 1),
-            "bytes": case.bytes,
-            "flops": case.flops,
+            "bytes": self._amount(case.bytes),
+            "flops": self._amount(case.flops),
             "dtype": case.dtype,
             **({"base": dict(case.base)} if case.base else {}),
             **({"numbers": self.numbers} if self.numbers else {}),

@@ -6,10 +6,13 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from argen.flops import peak_flops
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
 
@@ -47,8 +50,12 @@ def ceilings(device: torch.device, *, rounds: int = 5) -> dict[str, float]:
     n = 8192 if cuda else 2048
     for dtype in (torch.float32, torch.bfloat16):
         a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-        best = _best(lambda a=a, b=b: a @ b, device, rounds)  # type: ignore[misc]
-        found[f"{str(dtype).removeprefix('torch.')}_flops_per_second"] = 2 * n**3 / best
+        best = _best(partial(torch.matmul, a, b), device, rounds)
+        name = str(dtype).removeprefix("torch.")
+        found[f"{name}_flops_per_second"] = 2 * n**3 / best
+        peak = peak_flops(torch.cuda.get_device_name(device), dtype) if cuda else None
+        if peak is not None:
+            found[f"{name}_peak_by_data_sheet"] = peak
     return found
 
 

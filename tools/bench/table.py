@@ -20,6 +20,7 @@ def markdown(result: Mapping[str, Any], against: Mapping[str, Any] | None = None
     columns = {
         "x base": [_times_base(row, rows) for row in rows],
         "x bound": [_times_bound(row) for row in rows],
+        "MFU": [_utilisation(row, result.get("ceilings", {})) for row in rows],
         "extra MB": [_memory(row) for row in rows],
         **{name: [_number(row.get("numbers", {}).get(name)) for row in rows] for name in numbers},
     }
@@ -92,6 +93,12 @@ def _times_base(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> st
 
 def _times_bound(row: Mapping[str, Any]) -> str:
     return f"{row['median_seconds'] / row['bound_seconds']:.2f}" if row["bound_seconds"] else ""
+
+
+def _utilisation(row: Mapping[str, Any], found: Mapping[str, float]) -> str:
+    """Return FLOPs a second as a share of the data sheet's peak."""
+    peak = found.get(f"{row['dtype']}_peak_by_data_sheet")
+    return f"{row['flops'] / row['median_seconds'] / peak:.1%}" if peak and row["flops"] else ""
 
 
 def _times_before(row: Mapping[str, Any], before: Mapping[Any, Mapping[str, Any]]) -> str:

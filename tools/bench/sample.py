@@ -1,0 +1,102 @@
+"""Seconds from class labels to codes; the bound is reading the weights and the cache every pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from argen.build import build
+from argen.configs import preset
+from argen.controls import controls
+from argen.decoding.base import Decoder
+from argen.decoding.default import default_decoder
+from argen.decoding.sequential import Sequential
+from argen.device import pick_device
+from argen.errors import UserError
+from argen.generators.gpt import GPT
+from argen.generators.next_token import NextToken
+from argen.layers.noise import SeededNoise
+from bench.cases import Case
+from bench.models import generator, published, read_bytes
+from bench.released_llamagen import ReleasedLoop
+
+DECODERS = ("released", "sequential", "compiled", "published")
+
+
+def groups(settings: Mapping[str, Any]) -> Iterator[list[Case]]:
+    """Yield a group a model, precision and batch size; its strategies take turns."""
+    device = pick_device(settings["device"])
+    for name in settings["decoders"]:
+        if name not in DECODERS:
+            raise UserError(f"There is no decoder {name!r} here; choose from {DECODERS}.")
+    for model in settings["models"]:
+        published(model)
+    for model in settings["models"]:
+        for precision in settings["precisions"]:
+            network = generator(model, device=device, dtype=getattr(torch, precision)).eval()
+            for batch in settings["batches"]:
+                yield [
+                    _case(network, model, name, precision, batch, settings["seed"])
+                    for name in settings["decoders"]
+                ]
+
+
+def _case(network: Any, model: str, name: str, precision: str, batch: int, seed: int) -> Case:
+    device = next(network.parameters()).device
+    labels = torch.arange(batch, device=device) % network.conditioner.num_classes
+    how = published(model)
+    guidance, filters = controls(how.settings, {})
+    columns = {"model": model, "precision": precision, "batch": batch, "decoder": name}
+    rows, L = batch * (2 if guidance.active else 1), network.spec.length
+    size = next(network.parameters()).element_size()
+    if name == "released":
+        if not isinstance(network, GPT) or how.tokenizer != "llamagen_vq16":
+            raise UserError(f"The released loop here is LlamaGen's; {model} has another.")
+        loop = ReleasedLoop(network, scale=float(how.settings["cfg"]))
+        call = lambda: {"passes": loop(labels).shape[1]}  # noqa: E731
+    else:
+        decoder = _decoder(name, network, how)
+
+        def call() -> dict[str, Any]:
+            with torch.inference_mode():
+                result = decoder(
+                    network,
+                    network.conditioner(labels),
+                    guidance=guidance,
+                    filters=filters,
+                    noise=SeededNoise(list(range(seed, seed + batch)), device=device),
+                )
+            return {"passes": result.passes}
+
+    read = read_bytes(network)
+    flops = cached = 0.0
+    if isinstance(network, NextToken):
+        attention: Any = network.blocks[0].attention
+        width = attention.kv_heads * attention.head_dim
+        cached = 2.0 * len(network.blocks) * rows * width * (network.prefix_length + L / 2) * size
+        flops = 2.0 * read / size * rows * L
+    return Case(
+        columns,
+        call=call,
+        units=batch,
+        unit="images",
+        bytes=lambda result: (read + cached) * result["passes"],
+        flops=flops,
+        dtype=precision,
+        base=None if name == "released" else {"decoder": "released"},
+    )
+
+
+def _decoder(name: str, network: Any, how: Any) -> Decoder:
+    if name == "compiled":
+        decoder: Decoder = Sequential(compile=True)
+    elif name == "published" and how.decoder:
+        decoder = build({**preset("decoder", how.decoder), **how.options})
+    elif name == "published":
+        decoder = default_decoder(network)
+    else:
+        decoder = Sequential()
+    decoder.check(network)
+    return decoder
