@@ -30,6 +30,7 @@ SCORES = {
     "inception_score": "IS ↑",
     "fd_lite": "fd_lite ↓",
     "fd_dinov2": "FD-DINOv2 ↓",
+    "factor_over_unigram": "times below unigram ↑",
     "rfid": "rFID ↓",
     "rfd_lite": "rfd_lite ↓",
     "kid": "KID ↓",
