@@ -86,7 +86,10 @@ def generator(name: str, *, device: torch.device, dtype: torch.dtype, **changes:
     with torch.device("meta"):
         spec = build(preset("tokenizer", published(name).tokenizer)).spec
     torch.manual_seed(0)
-    model = build({**for_codes(preset("generator", name), spec), **changes})
+    with device:
+        model = build({**for_codes(preset("generator", name), spec), **changes})
+    if name.startswith("var_"):  # its inputs are made by the tokenizer's quantiser
+        model.bind(tokenizer(published(name).tokenizer, device=device, dtype=dtype))
     for output in model.head.outputs():
         nn.init.normal_(output.weight, std=0.02)
     return model.to(device, dtype)
