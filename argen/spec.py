@@ -61,6 +61,12 @@ class CodeSpec:
         if not self.segments:
             raise SpecError("A CodeSpec needs at least one segment.")
         for segment in self.segments:
+            if min(segment.shape) < 1:
+                h, w = segment.shape
+                raise SpecError(
+                    f"A grid of {h}x{w} holds no codes: the pictures are smaller than one code, so "
+                    "choose a larger image_size."
+                )
             ok = {
                 "discrete": bool(segment.vocab_sizes) and segment.bits == 0,
                 "binary": segment.bits > 0 and not segment.vocab_sizes,

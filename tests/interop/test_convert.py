@@ -132,3 +132,11 @@ def test_a_missing_or_foreign_tokenizer_and_unknown_options_are_refused(
     status, error = convert(monkeypatch, capsys, *words, "+tokenizer_options.scal=1")
     assert status == 2
     assert "no option 'scal' for a tokenizer. Did you mean 'scale'?" in error
+
+
+def test_pictures_smaller_than_a_code_are_refused(tmp_path, monkeypatch, capsys):
+    ckpt = golden("nar-c2i", tmp_path / "nar.pt")
+    words = ["source=nar", f"ckpt={ckpt}", f"out={tmp_path}/model", "image_size=8"]
+    status, error = convert(monkeypatch, capsys, *words, "+options.heads=4")
+    assert status == 2
+    assert "choose a larger image_size" in error
