@@ -116,3 +116,9 @@ def test_bad_input_is_refused(arguments: list[str], said: str) -> None:
     done = bench(*arguments)
     assert done.returncode == 2
     assert said in done.stdout + done.stderr
+
+
+def test_the_tables_of_the_page_are_those_of_the_files() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "bench_tables.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -15,9 +15,7 @@ from torch import Tensor
 from argen.decoding.filters import Filters
 from argen.generators.conditioning import Cond
 from argen.generators.fixed_step import predict_at
-from argen.generators.heads import Head
 from argen.generators.next_token import NextToken, NextTokenState
-from argen.layers.few_rows import compile_few_rows
 from argen.layers.noise import Noise, SeededNoise
 from argen.layers.steps import positions_of
 
@@ -52,11 +50,6 @@ class FixedLoop:
         self.at = torch.zeros(1, dtype=torch.long, device=device)
         self.weight_L = torch.tensor(weights, device=device) if weights else None
         self.predict: Callable[..., Tensor] = torch.compile(predict_at, dynamic=False)
-        self.draw: Callable[..., Tensor] = head_draw
-        if device.type == "cuda":
-            self.predict = torch.compile(predict_at, dynamic=False, backend=compile_few_rows)
-            # Keys are hashed in wrapping integers, which C++ does not promise, but Triton does.
-            self.draw = torch.compile(head_draw, dynamic=False)
         self.graph: Any = None
         self.out: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -101,23 +94,13 @@ class FixedLoop:
         if positions.ndim == 2:
             positions = positions[: len(positions) // self.copies]
         weight = None if self.weight_L is None else self.weight_L[following]
-        codes = self.draw(head, params, weight, self.filters, self.noise, positions)
+        codes = head.sample(
+            params, weight=weight, filters=self.filters, noise=self.noise, positions=positions
+        )
         rows = codes.repeat(self.copies, *(1,) * (codes.ndim - 1))
         self.state.codes.index_copy_(1, following, rows)
         self.at += 1
         return positions, codes, head.guided(params, weight)
-
-
-def head_draw(
-    head: Head,
-    params: Tensor,
-    weight: Tensor | None,
-    filters: Filters,
-    noise: Noise,
-    positions: Tensor,
-) -> Tensor:
-    """Return the codes that a head draws."""
-    return head.sample(params, weight=weight, filters=filters, noise=noise, positions=positions)
 
 
 def unfit(weights: list[Any], noise: Noise) -> str | None:
