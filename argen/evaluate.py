@@ -15,6 +15,7 @@ def main(config: Any) -> None:
     """Draw or read what is scored, score it, write the JSON."""
     from argen.evaluation.ranks import place
     from argen.evaluation.report import summary
+    from argen.evaluation.sweep import SWEPT
     from argen.train import plain
 
     settings = plain(config)
@@ -32,6 +33,8 @@ def main(config: Any) -> None:
             lines = [f"reference written to {_keep_reference(settings)}"]
         elif settings["tokens"] is not None:
             lines = _look_at_tokens(settings)
+        elif any(settings["sweep"].get(name) is not None for name in SWEPT):
+            lines = _sweep(settings)
         else:
             result, out = _score(settings)
             lines = [summary(result), f"written to {out}"]
@@ -47,6 +50,19 @@ def _score(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     if settings["reconstruction"]:
         return _score_reconstructions(settings)
     return _score_model(settings)
+
+
+def _sweep(settings: dict[str, Any]) -> list[str]:
+    """Score a model at every point of a sweep."""
+    from argen.evaluation.protocol import Protocol
+    from argen.sweeping import run_sweep
+
+    if settings["model"] is None or settings["reconstruction"]:
+        raise UserError("A sweep is over the sampling settings of a model: give model=DIR.")
+    pipe = _pipeline(settings)
+    source = _source(settings, pipe, Protocol.from_dict(settings["protocol"]))
+    settings = {**settings, "torch_device": _device(settings)}
+    return run_sweep(settings, pipe, source, _score_model)
 
 
 def _score_samples(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
@@ -123,6 +139,7 @@ def _score_model(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
                 "decoder": type(drawn.decoder).__name__,
                 "exact": drawn.decoder.exact,
             },
+            **({"sweep_key": settings["sweep_key"]} if "sweep_key" in settings else {}),
         },
         **_options(settings, protocol),
     )
@@ -207,6 +224,7 @@ def _options(settings: dict[str, Any], protocol: Any) -> dict[str, Any]:
     return {
         "quick": settings["quick"],
         "reference": settings["reference"],
+        "extractor": settings.get("extractor"),
         "weights_path": settings["features_path"],
         "device": _device(settings),
         "batch_size": settings["batch_size"],
@@ -216,6 +234,8 @@ def _options(settings: dict[str, Any], protocol: Any) -> dict[str, Any]:
 def _pipeline(settings: dict[str, Any]) -> Any:
     from argen.pipeline import load
 
+    if "pipe" in settings:  # of a sweep
+        return settings["pipe"]
     return load(settings["model"], device=_device(settings), trust=settings["trust"])
 
 

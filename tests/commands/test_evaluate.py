@@ -74,6 +74,31 @@ def test_a_killed_evaluation_goes_on(workplace: Path) -> None:
     assert (a["arr_0"] == b["arr_0"]).all()
 
 
+def test_a_sweep_makes_a_table_and_a_plot_and_goes_on_where_it_stopped(workplace: Path) -> None:
+    words = [MODEL, "quick=true", "n=40", "sweep.cfg=[1,2]", "sweep.top_k=[0,5]", "out=sweep"]
+    half = command("evaluate", *words, "sweep.part=1", "sweep.parts=2", cwd=workplace)
+    assert half.returncode == 0, half.stdout + half.stderr
+    assert "2 points are still missing" in half.stdout
+    made = {path.name: path.stat().st_mtime_ns for path in (workplace / "sweep").glob("cfg*.json")}
+    assert set(made) == {"cfg=1,top_k=5.json", "cfg=2,top_k=5.json"}
+    whole = command("evaluate", *words, cwd=workplace)
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    assert "1 of 2: cfg=1,top_k=0" in whole.stdout
+    for name, when in made.items():
+        assert (workplace / "sweep" / name).stat().st_mtime_ns == when, "scored again"
+    assert len(list((workplace / "sweep").glob("reference-*.npz"))) == 1
+    lines = (workplace / "sweep" / "table.md").read_text().splitlines()
+    assert len(lines) == 2 + 4
+    assert (workplace / "sweep" / "plot.png").read_bytes().startswith(b"\x89PNG")
+    # A point of the sweep is what the plain command gives, and no less comparable for it.
+    alone = command("evaluate", *words[:3], "cfg=2", "top_k=5", "out=point.json", cwd=workplace)
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    one = json.loads((workplace / "point.json").read_text())
+    other = json.loads((workplace / "sweep" / "cfg=2,top_k=5.json").read_text())
+    assert one["fd_lite"] == pytest.approx(other["fd_lite"], rel=1e-9)
+    assert one["not_comparable_because"] == other["not_comparable_because"]
+
+
 def test_references_and_other_peoples_pictures(workplace: Path) -> None:
     made = np.random.RandomState(0).randint(0, 256, (30, 16, 16, 3), dtype=np.uint8)
     np.savez(workplace / "made.npz", made)
@@ -112,6 +137,10 @@ def test_references_and_other_peoples_pictures(workplace: Path) -> None:
         ([MODEL, "protocol=fd_dinov2", "n=10000"], "features_path=DIR"),
         ([MODEL, "protocol=reconstruction_lite"], "add reconstruction=true"),
         ([MODEL, "reconstruction=true"], "use protocol=reconstruction_lite"),
+        (["samples=x", "sweep.cfg=[1]"], "give model=DIR"),
+        ([MODEL, "quick=true", "sweep.cfg=2"], "must be a list"),
+        ([MODEL, "quick=true", "sweep.cfg=[2,2]"], "names a value twice"),
+        ([MODEL, "quick=true", "sweep.cfg=[2]", "sweep.part=1"], "must be one of 0 to 0"),
         ([MODEL, "reference=ref2.npz", "quick=true", "n=4"], "There is no file ref2.npz"),
     ],
 )
