@@ -118,6 +118,48 @@ def test_bad_input_is_refused(arguments: list[str], said: str) -> None:
     assert said in done.stdout + done.stderr
 
 
+SMALL = ("rounds=1", "precisions=[float32]", "+changes.layers=1")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sample", *SMALL, "decoders=[released,sequential]"),
+        ("train", *SMALL, "modes=[eager,recompute]", "batch=1"),
+        pytest.param(("evaluate", "rounds=1", "counts=[4]"), marks=pytest.mark.slow),
+    ],
+)
+def test_a_subject_by_command(words: tuple[str, ...], tmp_path: Path) -> None:
+    done = bench(*words, f"out={tmp_path / 'out.json'}")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert len(rows) == 2
+    assert all(r["median_seconds"] > 0 for r in rows)
+
+
+@torch.inference_mode()
+def test_the_released_loop_draws_the_same_greedy_codes() -> None:
+    from bench.models import generator
+    from bench.released_llamagen import ReleasedLoop
+
+    from argen.decoding.filters import Filters
+    from argen.decoding.guidance import Guidance
+    from argen.decoding.sequential import Sequential
+    from argen.layers.noise import SeededNoise
+
+    model = generator("llamagen_b", device=CPU, dtype=torch.float32, layers=2).eval()
+    labels = torch.tensor([3, 999])
+    released = ReleasedLoop(model, scale=2.0, greedy=True)(labels)
+    ours = Sequential()(
+        model,
+        model.conditioner(labels),
+        guidance=Guidance(2.0),
+        filters=Filters(temperature=0.0),
+        noise=SeededNoise([0, 1]),
+    ).codes
+    assert (released == ours).float().mean() > 0.98  # a tie in the last bit may end the agreement
+
+
 def test_the_tables_of_the_page_are_those_of_the_files() -> None:
     command = [sys.executable, str(ROOT / "tools" / "bench_tables.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -35,7 +35,9 @@ def groups(settings: Mapping[str, Any]) -> Iterator[list[Case]]:
         published(model)
     for model in settings["models"]:
         for precision in settings["precisions"]:
-            network = generator(model, device=device, dtype=getattr(torch, precision)).eval()
+            network = generator(
+                model, device=device, dtype=getattr(torch, precision), **settings["changes"]
+            ).eval()
             for batch in settings["batches"]:
                 yield [
                     _case(network, model, name, precision, batch, settings["seed"])

@@ -30,14 +30,21 @@ def groups(settings: Mapping[str, Any]) -> Iterator[list[Case]]:
         published(model)
     for model in settings["models"]:
         yield [
-            _case(model, precision, mode, settings["batch"], device)
+            _case(model, precision, mode, settings["batch"], device, settings["changes"])
             for precision in settings["precisions"]
             for mode in settings["modes"]
         ]
 
 
-def _case(model: str, precision: str, mode: str, batch: int, device: torch.device) -> Case:
-    network = generator(model, device=device, dtype=torch.float32).train()
+def _case(
+    model: str,
+    precision: str,
+    mode: str,
+    batch: int,
+    device: torch.device,
+    changes: Mapping[str, Any],
+) -> Case:
+    network = generator(model, device=device, dtype=torch.float32, **changes).train()
     step = TrainingStep(network, precision, batch)
     flops = count_flops(step)
     if "recompute" in mode:
