@@ -1,6 +1,7 @@
 """What every command shares: Hydra around a function, errors a person can act on, exit codes.
 
-Exit status 0: done; 2: bad input, one line that names cause and fix; 1: a bug, with a traceback.
+Exit status 0: done; 2: bad input, one line that names cause and fix; 75: stopped by a signal, to be
+started again; 1: a bug, with a traceback.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from argen.configs import config_dir, preset_names
-from argen.errors import UserError, suggest
+from argen.errors import Preempted, UserError, suggest
 
 
 def run(main: Callable[[Any], None], config_name: str, *, directory: Path | None = None) -> None:
@@ -48,6 +49,9 @@ def run(main: Callable[[Any], None], config_name: str, *, directory: Path | None
             _stop(_explain(error, config_name, where))
         except PermissionError as error:
             _stop(f"{error.filename or error} is not writable; choose another with out=DIR.")
+        except Preempted as stop:
+            print(f"\n{stop}", file=sys.stderr)
+            sys.exit(Preempted.CODE)
         except KeyboardInterrupt:
             print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
             sys.exit(130)

@@ -23,6 +23,15 @@ class IncompatibleError(UserError):
     """Two parts that do not fit; the message names what would."""
 
 
+class Preempted(Exception):
+    """A run that saved and stopped for a signal; the same command goes on from there.
+
+    Commands exit with `CODE` (EX_TEMPFAIL), on which a scheduler's script can requeue.
+    """
+
+    CODE = 75
+
+
 class CheckpointError(UserError):
     """A weight file that is missing, damaged, unsafe or made for another model."""
 

@@ -113,6 +113,7 @@ class Recipe:
             directory=directory,
             callbacks=[ReconstructionGrid(shown, directory / "grids")],
             config=stage,
+            resume=self.config["auto_resume"],
         )
         tokenizer = tokenizer.to(self.device).eval()
         pipe = Pipeline(
@@ -162,6 +163,7 @@ class Recipe:
             directory=directory,
             callbacks=[grid],
             config=stage,
+            resume=self.config["auto_resume"],
         )
         pipe = Pipeline(
             tokenizer=tokenizer,
@@ -260,7 +262,11 @@ class Recipe:
         if marker.is_file():
             found = read_json(marker)
             if found["key"] != key:
-                changed = _differences(found["settings"], json.loads(json.dumps(settings)))
+                recorded = found["settings"]
+                # Settings that came later stood at their defaults.
+                recorded["fit"] = {**FitSettings.defaults(), **recorded["fit"]}
+                changed = _differences(recorded, json.loads(json.dumps(settings)))
+            if found["key"] != key and changed:
                 raise UserError(
                     f"{directory} was trained with other settings ({', '.join(changed[:4])}). "
                     "Choose another name=, or delete that directory to train again."

@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from argen.device import pick_device, pick_precision
-from argen.errors import UserError
+from argen.errors import Preempted, UserError
+from argen.training.checkpoints import LAST, SafeCheckpointIO, newest_valid
 from argen.training.ema import EMA
+from argen.training.finite import FiniteSteps
 from argen.training.progress import progress
 from argen.training.recompute import recompute_activations
+from argen.training.signals import StopOnSignal
 from argen.training.stream import Stream
 from argen.training.task import Task
 
@@ -39,11 +42,17 @@ class FitSettings:
     channels_last: bool = True
     compile: bool = False
     recompute: bool = False
+    most_skipped: int = 10
     trainer: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Return the plain settings that have a default."""
+        return {f.name: f.default for f in fields(cls) if f.default is not MISSING}
+
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "val_every", "save_every"):
+        for name in ("steps", "batch_size", "val_every", "save_every", "most_skipped"):
             if getattr(self, name) < 1:
                 raise UserError(f"fit.{name}={getattr(self, name)} must be at least 1.")
         if not 0 <= self.ema < 1:
@@ -59,6 +68,7 @@ def fit(
     directory: Path,
     callbacks: Sequence[Callback] = (),
     config: dict[str, Any] | None = None,
+    resume: bool = True,
 ) -> float:
     """Train until `settings.steps`; the task is left holding the averaged weights.
 
@@ -70,15 +80,24 @@ def fit(
         directory: gets `checkpoints/last.ckpt`, from which a later call goes on.
         callbacks: more of them.
         config: resolved configuration, for the logger.
+        resume: go on from a checkpoint that is there; refuse to start otherwise.
 
     Returns:
         seconds of training, those of interrupted runs up to their last checkpoint included.
+
+    Raises:
+        UserError: checkpoints that may not be resumed from or are all damaged; too many steps that
+            are not finite.
+        Preempted: a signal ended training, after a checkpoint.
     """
     _quiet()
     start = time.perf_counter()
     timer, ema = Timer(), EMA(settings.ema) if settings.ema else None
+    folder = directory / "checkpoints"
+    last = _checkpoint(folder, title, resume=resume)
+    stop = StopOnSignal(folder / LAST)
     checkpoint = ModelCheckpoint(
-        directory / "checkpoints",
+        folder,
         filename="last",
         every_n_train_steps=settings.save_every,
         save_top_k=1,
@@ -100,7 +119,8 @@ def fit(
         enable_progress_bar=sys.stdout.isatty(),
         logger=make_logger(settings.logger, directory, config),
         # Averaging comes last: the callbacks before it see its weights when validation ends.
-        callbacks=[progress(title), timer, *callbacks, checkpoint, *([ema] if ema else [])],
+        callbacks=[progress(title), timer, *callbacks, checkpoint, stop, *([ema] if ema else [])],
+        plugins=[SafeCheckpointIO()],
         default_root_dir=directory,
     )
     task.log_every = int(options.get("log_every_n_steps", task.log_every))
@@ -108,16 +128,36 @@ def fit(
         recompute_activations(task.network)
     if settings.compile:
         task.compile_network()
-    last = directory / "checkpoints" / "last.ckpt"
-    if last.is_file():
-        log.info("%s: going on from %s", title, last)
-    trainer.fit(task, datamodule=stream, ckpt_path=str(last) if last.is_file() else None)
+    task.finite = FiniteSteps(settings.most_skipped)
+    trainer.fit(task, datamodule=stream, ckpt_path=str(last) if last else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
+    if stop.heard is not None:
+        raise Preempted(f"{stop.heard}: {title} stopped and saved; the same command goes on.")
     if ema is not None:
         ema.copy_to(task)
-    earlier = float(timer._offset) if last.is_file() else 0.0
+    earlier = float(timer._offset) if last else 0.0
     return earlier + time.perf_counter() - start
+
+
+def _checkpoint(folder: Path, title: str, *, resume: bool) -> Path | None:
+    """Return what a run goes on from, and say which and why; None for a fresh start."""
+    found, passed_over = newest_valid(folder)
+    for line in passed_over:
+        log.warning("%s: %s", title, line)
+    if found is None and passed_over:
+        raise UserError(
+            f"No checkpoint in {folder} is whole ({'; '.join(passed_over)}). Delete that folder to "
+            "train from the start, or choose another name=."
+        )
+    if found is not None and not resume:
+        raise UserError(
+            f"{found} is there, and auto_resume=false starts nothing over it. Choose another "
+            "name=, delete the run's directory, or leave auto_resume out to go on."
+        )
+    if found is not None:
+        log.info("%s: going on from %s", title, found)
+    return found
 
 
 def make_logger(

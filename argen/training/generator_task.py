@@ -44,7 +44,8 @@ class GeneratorTask(Task):
         if conditioner.drop_rate > 0:
             drop_B = torch.rand(len(batch["label"]), device=self.device) < conditioner.drop_rate
         output = self.loss(batch, drop_B)
-        self.log("loss", output.loss.detach(), prog_bar=True)
+        self.values = {"loss": output.loss.detach()}
+        self.log("loss", self.values["loss"], prog_bar=True)
         if self.logging_step:
             self.log_details(output.metrics, len(batch["label"]))
         return output.loss

@@ -60,6 +60,14 @@ class Stream(LightningDataModule):
             drop_last=True,
         )
 
+    def samples_of(self, batch_idx: int) -> list[int]:
+        """Return the numbers of the samples in a batch of this rank."""
+        rank, world_size = self._ranks()
+        sampler = DrawSampler(len(self.train), seed=self.seed)  # type: ignore[arg-type]
+        first = batch_idx * self.batch_size
+        draws = range(first, first + self.batch_size)
+        return [sampler.draw_at(draw * world_size + rank).index for draw in draws]
+
     def val_dataloader(self) -> StatefulDataLoader:
         """Return the loader of one validation pass."""
         rank, world_size = self._ranks()

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from argen.data.draws import hash_seed
+from argen.training.finite import FiniteSteps
 from argen.training.optim import Optim
 
 
@@ -29,6 +30,9 @@ class Task(LightningModule):
     def __init__(self, *, optim: Optim, steps: int, seed: int = 0) -> None:
         super().__init__()
         self.optim, self.steps, self.seed = optim, steps, seed
+        self.finite = FiniteSteps()
+        self.values: dict[str, torch.Tensor] = {}  # of this step, to name what is not finite
+        self._accepted, self._batch = True, 0
 
     @property
     def network(self) -> nn.Module:
@@ -51,12 +55,23 @@ class Task(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Key this step's draws."""
         torch.manual_seed(hash_seed("step", self.seed, self.global_step, self.global_rank))
+        self.values, self._accepted, self._batch = {}, True, batch_idx
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the gradient; Lightning's own clipping refuses fused optimisers."""
-        if self.optim.clip > 0:
-            stepped = [p for group in optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(stepped, self.optim.clip)
+        """Clip the gradient (Lightning's own clipping refuses fused optimisers), or drop it."""
+        stepped = [p for group in optimizer.param_groups for p in group["params"]]
+        self._accepted &= self.finite.accepts(stepped, self.optim.clip)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Count steps that were skipped; too many in a row end the run."""
+        what, samples = "", ""
+        if not self._accepted:
+            bad = [name for name, v in self.values.items() if not bool(torch.isfinite(v).all())]
+            what = bad[0] if bad else "the gradient"
+            samples = str(self.trainer.datamodule.samples_of(batch_idx))  # type: ignore[attr-defined]
+        self.finite.count(
+            self._accepted, step=self.global_step, rank=self.global_rank, what=what, samples=samples
+        )
 
     @property
     def logging_step(self) -> bool:
@@ -67,4 +82,5 @@ class Task(LightningModule):
         """Log named values, the learning rate and the number of images seen."""
         self.log_dict({f"train/{name}": value for name, value in values.items()})
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log("skipped_steps", float(self.finite.skipped))
         self.log("images_seen", float(self.global_step * batch_size * self.trainer.world_size))

@@ -80,11 +80,13 @@ class TokenizerTask(Task):
             last_layer=self.tokenizer.last_layer(),
             encoder_layer=self.tokenizer.encoder_last_layer(),
         )
+        self.values = {**terms, "loss": total.detach()}
         self._step(0, total)
         if self.objective.trains_discriminator(step):
             judged, other = self.objective.discriminator_loss(images, output.images, step=step)
             self._step(1, judged)
             terms = terms | other
+            self.values |= other
         self.log("loss", total.detach(), prog_bar=True)
         if (step + 1) % self.log_every == 0:
             self.log_details(terms | output.metrics, len(images))

@@ -9,40 +9,102 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from runs import TINY, command
 from safetensors.torch import load_file
 
 from argen.checkpoint import read_json
 
+WORDS = ["train", "name=digits", *TINY, "fit.steps=40"]
 
-def test_kill_and_resume_gives_the_same_model(workplace: Path, tmp_path: Path) -> None:
-    words = ["train", "name=digits", *TINY, "fit.steps=40"]
+
+def start(words: list[str], cwd: Path, stage: str) -> subprocess.Popen[str]:
+    """Start a run and return it once a stage has written its first checkpoint."""
     process = subprocess.Popen(
         [sys.executable, "-m", f"argen.{words[0]}", *words[1:]],
-        cwd=tmp_path,
+        cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        text=True,
     )
-    last = tmp_path / "outputs" / "digits" / "generator" / "checkpoints" / "last.ckpt"
+    last = cwd / "outputs" / "digits" / stage / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 300
     while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
+    assert last.is_file(), process.stdout.read() if process.stdout else ""
+    return process
+
+
+def assert_same(whole: Path, run: Path) -> None:
+    """Both models hold the same weights, to the last bit."""
+    files = sorted(path.name for path in whole.glob("*.safetensors"))
+    assert files
+    for name in files:
+        expected, found = load_file(whole / name), load_file(run / name)
+        assert expected.keys() == found.keys()
+        for key, value in expected.items():
+            assert (value == found[key]).all(), f"{name}: {key} differs after a resume"
+
+
+def test_kill_and_resume_gives_the_same_model(workplace: Path, tmp_path: Path) -> None:
+    process, run = start(WORDS, tmp_path, "generator"), tmp_path / "outputs" / "digits"
+    # While it lives, nobody else may write there.
+    os.kill(process.pid, signal.SIGSTOP)
+    second = command(*WORDS, cwd=tmp_path)
+    assert second.returncode == 2
+    assert f"in use by process {process.pid} on " in second.stderr
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    run = tmp_path / "outputs" / "digits"
-    assert last.is_file(), "the run ended before it could be killed"
     assert not (run / "generator" / "finished.json").exists()
 
-    again = command(*words, cwd=tmp_path)
+    refused = command(*WORDS, "auto_resume=false", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "auto_resume=false starts nothing over it" in refused.stderr
+
+    again = command(*WORDS, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "tokenizer: finished" in again.stdout
     assert "generator: going on from" in again.stdout
-
-    whole = workplace / "outputs" / "digits"
-    for part in ("tokenizer", "generator"):
-        expected = load_file(whole / "model" / f"{part}.safetensors")
-        found = load_file(run / "model" / f"{part}.safetensors")
-        assert expected.keys() == found.keys()
-        for key, value in expected.items():
-            assert (value == found[key]).all(), f"{part}: {key} differs after a resume"
+    assert_same(workplace / "outputs" / "digits" / "model", run / "model")
     assert read_json(run / "metrics.json")["name"] == "digits"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_saves_and_asks_to_be_started_again(
+    workplace: Path, tmp_path: Path, name: str
+) -> None:
+    process, run = start(WORDS, tmp_path, "generator"), tmp_path / "outputs" / "digits"
+    process.send_signal(getattr(signal, name))
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 75, said
+    assert f"{name}: generator stopped and saved" in said
+    assert (run / "run.lock").read_text() == ""
+    # The file that was just written is lost: the one before it serves.
+    last = run / "generator" / "checkpoints" / "last.ckpt"
+    assert last.with_name("previous.ckpt").is_file()
+    last.write_bytes(last.read_bytes()[:1000])
+    again = command(*WORDS, cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "was damaged" in again.stdout
+    assert "generator: going on from" in again.stdout
+    assert_same(workplace / "outputs" / "digits" / "model", run / "model")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_tokenizer_with_its_discriminator_ends_the_same(
+    tmp_path: Path, workers: int
+) -> None:
+    words = [*WORDS, "stage=tokenizer", "objective=tiny", f"fit.workers={workers}"]
+    words += ["objective.discriminator_start=3", "objective.adversarial_start=6"]
+    places = tmp_path / "whole", tmp_path / "killed"
+    for place in places:
+        place.mkdir()
+    process = start(words, places[1], "tokenizer")
+    process.kill()
+    process.wait()
+    for place in places:
+        done = command(*words, cwd=place)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "tokenizer: going on from" in done.stdout
+    assert_same(*(place / "outputs" / "digits" / "tokenizer" / "model" for place in places))
