@@ -6,8 +6,6 @@ and goes on with what is not.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
 from pathlib import Path
@@ -22,10 +20,12 @@ from argen.data.codes import CodeDataset
 from argen.data.images import ImageSource
 from argen.device import pick_device
 from argen.errors import UserError
+from argen.evaluation.ranks import first, leave, wait
 from argen.evaluation.report import provenance
 from argen.grid import save_picture
 from argen.pipeline import Pipeline, load
 from argen.run_numbers import code_numbers, heldout_psnr, sample_scores
+from argen.stage_record import StageRecord, settings_key
 from argen.starting import start_tokenizer
 from argen.tokenizers.base import Tokenizer
 from argen.tokenizing import write_codes
@@ -71,11 +71,15 @@ class Recipe:
             raise UserError(f"Unknown stage {stage!r}; use stage=all, tokenizer or generator.")
         tokenizer = self._given_tokenizer() if stage == "generator" else self.train_tokenizer()
         if stage == "tokenizer":
-            self.report_tokenizer(tokenizer)
+            leave()
+            if first():
+                self.report_tokenizer(tokenizer)
             return self.directory
         codes = self.write_codes(tokenizer)
         pipe = self.train_generator(tokenizer, codes)
-        self.report(pipe, codes)
+        leave()
+        if first():
+            self.report(pipe, codes)
         return self.directory
 
     def train_tokenizer(self) -> Tokenizer:
@@ -84,7 +88,8 @@ class Recipe:
         settings = {k: stage[k] for k in TOKENIZER_KEYS}
         if any(stage["init"].values()):
             settings["init"] = stage["init"]
-        if self._finished(directory, settings):
+        record = StageRecord(directory, settings)
+        if self._finished(record):
             return load(directory / "model", device=self.device).tokenizer
         torch.manual_seed(self.seed)
         size = self.config["data"].get("image_size", stage["tokenizer"].get("image_size"))
@@ -103,7 +108,7 @@ class Recipe:
             objective=build(stage["objective"]),
             seed=self.seed,
         )
-        self._begin(directory, settings)
+        record.begin()
         shown = torch.stack([source.val[i]["image"] for i in range(min(32, len(source.val)))])
         seconds = fit(
             task,
@@ -121,8 +126,7 @@ class Recipe:
             class_names=source.classes,
             provenance=self._provenance(fit_settings),
         )
-        pipe.save(directory / "model")
-        self._finish(directory, settings, seconds)
+        self._finish(record, seconds, pipe, directory / "model")
         return load(directory / "model", device=self.device).tokenizer
 
     def write_codes(self, tokenizer: Tokenizer) -> dict[str, CodeDataset]:
@@ -143,7 +147,8 @@ class Recipe:
         stage, directory = self.stages["generator"], self.directory / "generator"
         settings = {k: stage[k] for k in GENERATOR_KEYS}
         settings |= {"tokenizer": codes["train"].tokenizer, "views": len(codes["train"].views)}
-        if self._finished(directory, settings):
+        record = StageRecord(directory, settings)
+        if self._finished(record):
             return load(self.directory / "model", device=self.device)
         torch.manual_seed(self.seed)
         spec, classes = codes["train"].spec, codes["train"].classes
@@ -153,7 +158,7 @@ class Recipe:
         optim = build(stage["optim"])
         task = GeneratorTask(generator, optim=optim, steps=fit_settings.steps, seed=self.seed)
         defaults = {k: v for k, v in stage["samples"].items() if k != "per_class"}
-        self._begin(directory, settings)
+        record.begin()
         grid = SampleGrid(tokenizer, classes, directory / "grids", settings=defaults)
         seconds = fit(
             task,
@@ -172,8 +177,7 @@ class Recipe:
             defaults=defaults,
             provenance=self._provenance(fit_settings),
         )
-        pipe.save(self.directory / "model")
-        self._finish(directory, settings, seconds)
+        self._finish(record, seconds, pipe, self.directory / "model")
         return load(self.directory / "model", device=self.device)
 
     def report_tokenizer(self, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -188,7 +192,7 @@ class Recipe:
 
     def report(self, pipe: Pipeline, codes: dict[str, CodeDataset]) -> dict[str, Any]:
         """Draw the sample grid and write metrics.json."""
-        path, key = self.directory / "metrics.json", self._key(self.config)
+        path, key = self.directory / "metrics.json", settings_key(self.config)
         if path.is_file() and read_json(path).get("settings") == key:
             log.info("scores: finished, see %s", path)
             return read_json(path)
@@ -251,49 +255,18 @@ class Recipe:
             **provenance(),
         }
 
-    @staticmethod
-    def _key(settings: dict[str, Any]) -> str:
-        text = json.dumps(settings, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    def _finished(self, record: StageRecord) -> bool:
+        seconds = record.seconds()
+        if seconds is None:
+            return False
+        self.seconds[record.directory.name] = seconds
+        log.info("%s: finished, see %s", record.directory.name, record.directory)
+        return True
 
-    def _finished(self, directory: Path, settings: dict[str, Any]) -> bool:
-        """Whether a stage is done with these settings; refuses to mix them with others."""
-        key, marker = self._key(settings), directory / "settings.json"
-        if marker.is_file():
-            found = read_json(marker)
-            if found["key"] != key:
-                recorded = found["settings"]
-                # Settings that came later stood at their defaults.
-                recorded["fit"] = {**FitSettings.defaults(), **recorded["fit"]}
-                changed = _differences(recorded, json.loads(json.dumps(settings)))
-            if found["key"] != key and changed:
-                raise UserError(
-                    f"{directory} was trained with other settings ({', '.join(changed[:4])}). "
-                    "Choose another name=, or delete that directory to train again."
-                )
-        done = directory / "finished.json"
-        if done.is_file():
-            self.seconds[directory.name] = float(read_json(done)["seconds"])
-            log.info("%s: finished, see %s", directory.name, directory)
-            return True
-        return False
-
-    def _begin(self, directory: Path, settings: dict[str, Any]) -> None:
-        """Note what a stage is trained with, once everything it needs is there."""
-        marker = {"key": self._key(settings), "settings": settings}
-        write_json(directory / "settings.json", marker)
-
-    def _finish(self, directory: Path, settings: dict[str, Any], seconds: float) -> None:
-        self.seconds[directory.name] = seconds
-        write_json(directory / "finished.json", {"seconds": round(seconds, 1)})
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Return `key: old, now new` for every leaf that differs."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            line
-            for key in sorted({*old, *new})
-            for line in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
-        ]
-    return [] if old == new else [f"{path}: {old}, now {new}"]
+    def _finish(self, record: StageRecord, seconds: float, pipe: Pipeline, model: Path) -> None:
+        """Save what a stage trained and note that it is done, on the first rank for all."""
+        self.seconds[record.directory.name] = seconds
+        if first():
+            pipe.save(model)
+            record.finish(seconds)
+        wait()

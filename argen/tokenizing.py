@@ -11,6 +11,7 @@ from argen.data.code_writer import CodeWriter
 from argen.data.codes import CodeDataset
 from argen.data.draws import Draw, hash_seed
 from argen.data.images import ImageDataset, ImageSource
+from argen.evaluation.ranks import first, place, wait
 from argen.model_directory import weights_fingerprint
 from argen.tokenizers.base import Tokenizer
 
@@ -27,6 +28,8 @@ def write_codes(
     seed: int = 0,
 ) -> dict[str, CodeDataset]:
     """Write `train` and `val` code shards; finished shards of an earlier run are kept.
+
+    The ranks of a process group deal the shards out among them; the files are the same.
 
     Args:
         tokenizer: encodes, on the device where it is.
@@ -58,7 +61,9 @@ def write_codes(
             shard_size=shard_size,
             source=manifest,
         )
-        for shard in writer.missing():
+        wait()
+        rank, ranks = place()
+        for shard in list(writer.missing())[rank::ranks]:
             index = range(shard.start, shard.stop)
             codes = torch.stack(
                 [
@@ -68,8 +73,10 @@ def write_codes(
                 dim=1,
             )
             writer.write(shard, codes, pictures.labels[list(index)], torch.tensor(list(index)))
-        if not (writer.directory / "manifest.json").exists():
+        wait()
+        if first() and not (writer.directory / "manifest.json").exists():
             writer.finish()
+        wait()
         done[split] = CodeDataset(directory, split=split)
     return done
 

@@ -12,19 +12,20 @@ STAGE_KEYS = ("fit", "optim", "objective", "seed")
 
 def main(config: Any) -> None:
     """Run the configured stages."""
-    import os
     from contextlib import nullcontext
 
+    from argen.evaluation.ranks import first
     from argen.recipe import Recipe
     from argen.run_lock import run_lock
 
     stages = {name: stage_config(config, name) for name in ("tokenizer", "generator")}
     directory = require_writable(f"{config.out}/{config.name}")
     recipe = Recipe(plain(config), stages)
-    first = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
-    with run_lock(directory) if first else nullcontext():  # the first process holds it for all
+    leads = first()
+    with run_lock(directory) if leads else nullcontext():  # the first process holds it for all
         recipe.run()
-    report(directory, config.stage)
+    if leads:
+        report(directory, config.stage)
 
 
 def plain(config: Any) -> dict[str, Any]:

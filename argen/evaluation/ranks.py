@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch.distributed as dist
@@ -15,6 +16,20 @@ def running() -> bool:
 def place() -> tuple[int, int]:
     """Return this process's rank and how many there are."""
     return (dist.get_rank(), dist.get_world_size()) if running() else (0, 1)
+
+
+def first() -> bool:
+    """Whether this is the first process, also before the group is there."""
+    if running():
+        return dist.get_rank() == 0
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
+def leave() -> None:
+    """Wait for all, then end the group: what follows is for the first process alone."""
+    if running():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def gather(values: list[Any]) -> list[Any]:

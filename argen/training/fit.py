@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from argen.device import pick_device, pick_precision
 from argen.errors import Preempted, UserError
+from argen.evaluation.ranks import first
 from argen.training.checkpoints import LAST, SafeCheckpointIO, newest_valid
 from argen.training.ema import EMA
 from argen.training.finite import FiniteSteps
@@ -107,6 +108,8 @@ def fit(
     options = {k: v for k, v in settings.trainer.items() if v is not None}
     device = pick_device(str(options.get("accelerator", "auto")))
     options["precision"] = pick_precision(str(options.get("precision", "auto")), device)
+    if options.get("strategy") == "ddp" and task.leaves_unused:
+        options["strategy"] = "ddp_find_unused_parameters_true"
     trainer = Trainer(
         **options,
         max_steps=settings.steps,
@@ -179,8 +182,8 @@ def make_logger(
             id=identity.read_text().strip() if identity.is_file() else None,
             config=config,
         )
-        # A resumed run goes on in the same chart.
-        identity.write_text(str(logger.experiment.id))
+        if first():  # a resumed run goes on in the same chart
+            identity.write_text(str(logger.experiment.id))
         return logger
     raise UserError(f"Unknown logger {kind!r}; use logger=csv, wandb, wandb_offline or none.")
 

@@ -26,6 +26,7 @@ class Task(LightningModule):
     """
 
     log_every = 50  # steps between detailed logs; `fit` sets it to the trainer's
+    leaves_unused = False  # whether a backward pass leaves parameters without gradient
 
     def __init__(self, *, optim: Optim, steps: int, seed: int = 0) -> None:
         super().__init__()

@@ -48,6 +48,8 @@ class TokenizerTask(Task):
         # Parts that stand still put themselves into evaluation: a codebook would drift otherwise.
         self.tokenizer, self.objective = tokenizer.train(), objective
         self.discriminator_optim = discriminator_optim or optim
+        # The tokenizer's backward pass does not reach the discriminator, nor the other way round.
+        self.leaves_unused = objective.discriminator is not None
         self._errors: list[Tensor] = []
         self._usage: CodeUsage | None = None
 
