@@ -13,9 +13,9 @@ WHAT = ("model", "samples", "tokens")
 
 def main(config: Any) -> None:
     """Draw or read what is scored, score it, write the JSON."""
-    from argen.evaluation.ranks import place
     from argen.evaluation.report import summary
     from argen.evaluation.sweep import SWEPT
+    from argen.ranks import place
     from argen.train import plain
 
     settings = plain(config)

@@ -20,10 +20,10 @@ from argen.data.codes import CodeDataset
 from argen.data.images import ImageSource
 from argen.device import pick_device
 from argen.errors import UserError
-from argen.evaluation.ranks import first, leave, wait
 from argen.evaluation.report import provenance
 from argen.grid import save_picture
 from argen.pipeline import Pipeline, load
+from argen.ranks import first, leave, wait
 from argen.run_numbers import code_numbers, heldout_psnr, sample_scores
 from argen.stage_record import StageRecord, settings_key
 from argen.starting import start_tokenizer

@@ -9,7 +9,7 @@ from typing import Any
 
 from argen.checkpoint import read_json, write_json
 from argen.errors import UserError
-from argen.evaluation.ranks import first
+from argen.ranks import first
 from argen.training.fit import FitSettings
 
 

@@ -28,8 +28,8 @@ def run_sweep(settings: dict[str, Any], pipe: Any, source: Any, score: Score) ->
     from argen.checkpoint import replacing, write_json
     from argen.evaluation.features import build_extractor
     from argen.evaluation.protocol import Protocol
-    from argen.evaluation.ranks import place
     from argen.evaluation.sweep import plot, point_name, points, share, table
+    from argen.ranks import place
 
     sweep, protocol = settings["sweep"], Protocol.from_dict(settings["protocol"])
     everything = points(sweep)
@@ -109,9 +109,9 @@ def _reference(
 
     None where the protocol brings a file of statistics, which every point reads by itself.
     """
-    from argen.evaluation.ranks import place, wait
     from argen.evaluation.reference import Reference
     from argen.evaluation.reference_making import open_reference, protocol_reference
+    from argen.ranks import place, wait
 
     if settings["reference"] is None and protocol.reference != "train":
         return None

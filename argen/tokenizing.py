@@ -11,8 +11,8 @@ from argen.data.code_writer import CodeWriter
 from argen.data.codes import CodeDataset
 from argen.data.draws import Draw, hash_seed
 from argen.data.images import ImageDataset, ImageSource
-from argen.evaluation.ranks import first, place, wait
 from argen.model_directory import weights_fingerprint
+from argen.ranks import first, place, wait
 from argen.tokenizers.base import Tokenizer
 
 

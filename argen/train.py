@@ -14,7 +14,7 @@ def main(config: Any) -> None:
     """Run the configured stages."""
     from contextlib import nullcontext
 
-    from argen.evaluation.ranks import first
+    from argen.ranks import first
     from argen.recipe import Recipe
     from argen.run_lock import run_lock
 

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "argen"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LONGEST = 300
 
-BASE = {"errors", "spec", "build", "checkpoint", "configs", "device", "flops"}
+BASE = {"errors", "spec", "build", "checkpoint", "configs", "device", "flops", "ranks"}
 NETWORKS = BASE | {"layers", "tokenizers", "generators"}
 PARTS = {"classes", "controls", "grid", "model_directory", "samples"}  # of the pipeline
 DRAWING = NETWORKS | PARTS | {"decoding", "pipeline"}
@@ -27,6 +27,7 @@ ALLOWED = {
     "checkpoint": {"errors"},
     "device": {"errors"},
     "flops": {"errors"},
+    "ranks": set(),
     "configs": {"errors", "spec"},
     "layers": {"errors", "spec"},
     "tokenizers": BASE | {"layers"},

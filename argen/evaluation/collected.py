@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from argen.evaluation.features import FeatureExtractor
-from argen.evaluation.ranks import gather
 from argen.evaluation.statistics import GaussianStatistics
+from argen.ranks import gather
 
 
 class Collected:

@@ -20,9 +20,9 @@ from torch import Tensor
 from argen.checkpoint import replacing, write_json
 from argen.decoding.base import Decoder
 from argen.evaluation.pictures import to_uint8
-from argen.evaluation.ranks import place, wait
 from argen.model_directory import weights_fingerprint
 from argen.pipeline import Pipeline
+from argen.ranks import place, wait
 
 SHARD = 256  # pictures a file; a multiple of it goes to each rank
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from argen.errors import UserError
 from argen.evaluation.pictures import to_float, to_uint8
-from argen.evaluation.ranks import gather
+from argen.ranks import gather
 from argen.spec import CodeSpec
 
 

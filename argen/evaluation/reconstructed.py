@@ -14,8 +14,8 @@ from torch.utils.data import ConcatDataset
 from argen.data.images import ImageDataset, ImageSource
 from argen.errors import UserError
 from argen.evaluation.paired import Paired
-from argen.evaluation.ranks import place
 from argen.pipeline import Pipeline
+from argen.ranks import place
 
 Pictures = ImageDataset | ConcatDataset
 

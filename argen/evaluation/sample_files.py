@@ -20,7 +20,7 @@ from torch import Tensor
 
 from argen.errors import UserError
 from argen.evaluation.pictures import SUFFIXES, check_one_size, picture_files, read_picture
-from argen.evaluation.ranks import place
+from argen.ranks import place
 
 
 class SampleFiles(ABC):

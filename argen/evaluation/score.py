@@ -24,7 +24,6 @@ from argen.evaluation.metrics import nearest_centroid, nearest_rmse, picture_has
 from argen.evaluation.paired import Paired
 from argen.evaluation.pictures import to_uint8
 from argen.evaluation.protocol import Protocol
-from argen.evaluation.ranks import gather, total
 from argen.evaluation.reconstructed import Pictures
 from argen.evaluation.reference import Reference
 from argen.evaluation.reference_making import (
@@ -34,6 +33,7 @@ from argen.evaluation.reference_making import (
     require_reference,
     train_name,
 )
+from argen.ranks import gather, total
 
 log = logging.getLogger(__name__)
 

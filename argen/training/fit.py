@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from argen.device import pick_device, pick_precision
 from argen.errors import Preempted, UserError
-from argen.evaluation.ranks import first
+from argen.ranks import first
 from argen.training.checkpoints import LAST, SafeCheckpointIO, newest_valid
 from argen.training.ema import EMA
 from argen.training.finite import FiniteSteps
