@@ -14,6 +14,7 @@ COMMANDS = {
     "sample": "draw pictures with a trained model",
     "evaluate": "score a model or a folder of pictures",
     "tokenize": "turn pictures into code shards",
+    "reconstruct": "pictures to codes and back with a tokenizer",
     "convert": "turn a released checkpoint into a model directory",
 }
 
@@ -24,7 +25,7 @@ def main() -> None:
     if name in ("-h", "--help", "help"):
         print("argen: autoregressive image generation\n\nargen COMMAND [KEY=VALUE ...]\n")
         for command, what in COMMANDS.items():
-            print(f"  {command:10s} {what}")
+            print(f"  {command:11s} {what}")
         print("\nargen COMMAND --help explains a command.")
         return
     if name in ("-V", "--version"):

@@ -1,0 +1,128 @@
+"""Pictures to codes and back with a trained tokenizer: `python -m argen.reconstruct --help`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from argen.app import require_writable, run, show
+from argen.errors import UserError
+
+SHOWN = 16  # pictures in the grid
+
+
+def main(config: Any) -> None:
+    """Encode and decode pictures, or decode codes that were kept."""
+    import torch
+
+    from argen.device import pick_device
+    from argen.pipeline import load
+    from argen.train import plain
+
+    settings = plain(config)
+    if (settings["images"] is None) == (settings["codes"] is None):
+        raise UserError("Give images=FOLDER to encode and decode, or codes=FILE.npz to decode.")
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if settings["precision"] not in dtypes:
+        raise UserError(f"Unknown precision={settings['precision']}; use {' or '.join(dtypes)}.")
+    pipe = load(settings["model"], device=pick_device(settings["device"]), trust=settings["trust"])
+    pipe.to_dtype(dtypes[settings["precision"]])
+    if settings["codes"] is not None:
+        _decode(pipe, settings)
+    else:
+        _reconstruct(pipe, settings)
+
+
+def _reconstruct(pipe: Any, settings: dict[str, Any]) -> None:
+    """Write what the tokenizer makes of every picture, and its codes if asked to."""
+    import torch
+
+    from argen.data.images import UNREADABLE, read_picture
+    from argen.data.transforms import center_crop
+    from argen.evaluation.metrics import psnr_db
+    from argen.evaluation.pictures import picture_files, to_float
+    from argen.grid import draw_grid, save_picture
+
+    given, tokenizer = Path(settings["images"]), pipe.tokenizer
+    files = [given] if given.is_file() else picture_files(given)
+    root = given.parent if given.is_file() else given
+    out = require_writable(settings["out"])
+    dtype = next(tokenizer.parameters()).dtype
+    codes, ratios = [], []
+    shown: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for start in range(0, len(files), settings["batch_size"]):
+        part = files[start : start + settings["batch_size"]]
+        pixels = []
+        for path in part:
+            try:
+                pixels.append(read_picture(path, tuple(tokenizer.image_size), center_crop))
+            except UNREADABLE as error:
+                raise UserError(f"{path} is not a readable picture ({error}).") from error
+        images = to_float(torch.stack(pixels))
+        codes.append(pipe.encode(images.to(dtype)).cpu())
+        made = pipe.decode(codes[-1]).float().cpu()
+        ratios += [psnr_db(a[None], b[None]) for a, b in zip(made, images)]
+        shown += list(zip(images, made))[: SHOWN - len(shown)]
+        _write(made, [path.relative_to(root) for path in part], out)
+    before, after = (torch.stack(side) for side in zip(*shown))
+    save_picture(draw_grid([("original", before), ("reconstruction", after)]), out / "grid.png")
+    if settings["keep"] is not None:
+        _keep(Path(settings["keep"]), torch.cat(codes), files, root, tokenizer.spec)
+        show(f"codes {settings['keep']}: {tokenizer.spec.describe()}")
+    show(f"{len(files)} pictures in {out}, mean PSNR {sum(ratios) / len(ratios):.2f} dB")
+    show(f"grid {out / 'grid.png'}")
+
+
+def _keep(path: Path, codes: Any, files: list[Path], root: Path, spec: Any) -> None:
+    """Write codes with the names of their pictures and what they are."""
+    import json
+
+    import numpy as np
+
+    from argen.evaluation.statistics import write_npz
+
+    require_writable(path.parent)
+    arrays = {
+        "codes": (codes.float() if codes.is_floating_point() else codes).numpy(),
+        "names": np.array([str(file.relative_to(root)) for file in files]),
+        "spec": np.array(json.dumps(spec.to_dict())),
+    }
+    write_npz(path, arrays)
+
+
+def _decode(pipe: Any, settings: dict[str, Any]) -> None:
+    """Write the pictures of codes that an earlier call kept."""
+    import json
+
+    import torch
+
+    from argen.evaluation.statistics import read_npz
+    from argen.spec import CodeSpec, require_same_spec
+
+    path = Path(settings["codes"])
+    arrays = read_npz(path)
+    if not {"codes", "names", "spec"} <= set(arrays):
+        raise UserError(f"{path} holds {sorted(arrays)}, not codes that argen reconstruct kept.")
+    spec = CodeSpec.from_dict(json.loads(str(arrays["spec"])))
+    require_same_spec(spec, pipe.tokenizer.spec, found_in=str(path), wanted_by="this tokenizer")
+    codes, out = torch.from_numpy(arrays["codes"]), require_writable(settings["out"])
+    pipe.tokenizer.spec.check(codes)
+    dtype = next(pipe.tokenizer.parameters()).dtype
+    for start in range(0, len(codes), settings["batch_size"]):
+        part = slice(start, start + settings["batch_size"])
+        some = codes[part].to(dtype) if codes.is_floating_point() else codes[part]
+        _write(pipe.decode(some).float().cpu(), [Path(str(n)) for n in arrays["names"][part]], out)
+    show(f"{len(codes)} pictures in {out}")
+
+
+def _write(images: Any, names: list[Path], out: Path) -> None:
+    from argen.grid import save_picture, to_pil
+
+    for name, picture in zip(names, to_pil(images)):
+        place = (out / name).with_suffix(".png")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        save_picture(picture, place)
+
+
+if __name__ == "__main__":
+    run(main, "reconstruct")

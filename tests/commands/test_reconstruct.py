@@ -1,0 +1,86 @@
+"""argen reconstruct: pictures to codes and back, by command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import call
+
+from argen.pipeline import load
+
+MODEL = "model=outputs/digits/model"
+
+
+@pytest.fixture
+def pictures(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Five pictures of two sizes below one folder."""
+    monkeypatch.chdir(workplace)
+    folder = workplace / "pictures"
+    draws = np.random.default_rng(0)
+    for number, side in enumerate((16, 16, 40, 16, 24)):
+        (folder / "a").mkdir(parents=True, exist_ok=True)
+        pixels = draws.integers(0, 256, (side, side + number, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "a" / f"{number}.png")
+    return folder
+
+
+def test_codes_that_were_kept_decode_to_the_same_pictures(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["reconstruct", MODEL]
+    status, said, err = call(
+        monkeypatch, capsys, *words, f"images={pictures}", "keep=kept/c.npz", "out=made",
+        "batch_size=2",
+    )  # fmt: skip
+    assert status == 0, err
+    assert "5 pictures in made, mean PSNR" in said
+    assert Image.open("made/grid.png").width > 16
+    status, _, err = call(monkeypatch, capsys, *words, "codes=kept/c.npz", "out=decoded")
+    assert status == 0, err
+    for number in range(5):
+        a, b = (np.asarray(Image.open(f"{d}/a/{number}.png")) for d in ("made", "decoded"))
+        assert a.shape == (16, 16, 3)
+        assert (a == b).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "Give images=FOLDER"),
+        (["images=pictures", "codes=x.npz"], "Give images=FOLDER"),
+        (["images=nowhere"], "There is no folder nowhere"),
+        (["images=broken.png"], "broken.png is not a readable picture"),
+        (["codes=other.npz"], "not codes that argen reconstruct kept"),
+        (["codes=foreign.npz"], "this tokenizer"),
+        (["codes=beyond.npz"], "vocabulary"),
+        (["images=pictures", "precision=int3"], "use float32 or bfloat16"),
+    ],
+)
+def test_bad_input_is_refused(
+    pictures: Path,
+    words: list[str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("broken.png").write_bytes(b"\x89PNG nothing more")
+    np.savez("other.npz", x=np.zeros(3))
+    spec = load("outputs/digits/model").tokenizer.spec.to_dict()
+    names = np.array(["a.png"])
+    shape = (1, sum(s["shape"][0] * s["shape"][1] for s in spec["segments"]))
+    foreign = json.loads(json.dumps(spec))
+    foreign["segments"][0]["vocab_sizes"] = [7]
+    np.savez(
+        "foreign.npz", codes=np.zeros(shape, int), names=names, spec=np.array(json.dumps(foreign))
+    )
+    np.savez(
+        "beyond.npz", codes=np.full(shape, 10**6), names=names, spec=np.array(json.dumps(spec))
+    )
+    status, _, err = call(monkeypatch, capsys, "reconstruct", MODEL, *words)
+    assert status == 2
+    assert told in err
+    assert len(err.strip().splitlines()) == 1
