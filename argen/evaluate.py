@@ -15,7 +15,7 @@ def main(config: Any) -> None:
     """Draw or read what is scored, score it, write the JSON."""
     from argen.evaluation.report import summary
     from argen.evaluation.sweep import SWEPT
-    from argen.ranks import place
+    from argen.ranks import joined, place
     from argen.train import plain
 
     settings = plain(config)
@@ -28,7 +28,7 @@ def main(config: Any) -> None:
             "Give model=DIR to score a model, samples=PICTURES to score pictures somebody made, or "
             "tokens=CODES to look at codes."
         )
-    with _processes(settings):
+    with joined(settings["device"]):
         if only_reference:
             lines = [f"reference written to {_keep_reference(settings)}"]
         elif settings["tokens"] is not None:
@@ -55,13 +55,14 @@ def _score(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
 def _sweep(settings: dict[str, Any]) -> list[str]:
     """Score a model at every point of a sweep."""
     from argen.evaluation.protocol import Protocol
+    from argen.ranks import own_device
     from argen.sweeping import run_sweep
 
     if settings["model"] is None or settings["reconstruction"]:
         raise UserError("A sweep is over the sampling settings of a model: give model=DIR.")
     pipe = _pipeline(settings)
     source = _source(settings, pipe, Protocol.from_dict(settings["protocol"]))
-    settings = {**settings, "torch_device": _device(settings)}
+    settings = {**settings, "torch_device": own_device(settings["device"])}
     return run_sweep(settings, pipe, source, _score_model)
 
 
@@ -221,22 +222,25 @@ def _look_at_tokens(settings: dict[str, Any]) -> list[str]:
 
 def _options(settings: dict[str, Any], protocol: Any) -> dict[str, Any]:
     """Return what every score takes."""
+    from argen.ranks import own_device
+
     return {
         "quick": settings["quick"],
         "reference": settings["reference"],
         "extractor": settings.get("extractor"),
         "weights_path": settings["features_path"],
-        "device": _device(settings),
+        "device": own_device(settings["device"]),
         "batch_size": settings["batch_size"],
     }
 
 
 def _pipeline(settings: dict[str, Any]) -> Any:
     from argen.pipeline import load
+    from argen.ranks import own_device
 
     if "pipe" in settings:  # of a sweep
         return settings["pipe"]
-    return load(settings["model"], device=_device(settings), trust=settings["trust"])
+    return load(settings["model"], device=own_device(settings["device"]), trust=settings["trust"])
 
 
 def _source(settings: dict[str, Any], pipe: Any, protocol: Any) -> Any:
@@ -255,45 +259,6 @@ def _out(settings: dict[str, Any], protocol: Any) -> Path:
     out = Path(settings["out"] or Path(settings["model"]) / f"metrics-{protocol.name}.json")
     require_writable(out.parent)
     return out
-
-
-def _device(settings: dict[str, Any]) -> Any:
-    """Return this process's device: one GPU a rank under torchrun."""
-    import os
-
-    import torch
-
-    from argen.device import pick_device
-
-    device = pick_device(settings["device"])
-    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    return device
-
-
-def _processes(settings: dict[str, Any]) -> Any:
-    """Join the other ranks under torchrun, for as long as the context lasts."""
-    import os
-    from contextlib import contextmanager, nullcontext
-
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return nullcontext()
-    import torch
-    import torch.distributed as dist
-
-    @contextmanager
-    def joined() -> Any:
-        device = _device(settings)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        # Gathered objects are plain values: gloo carries them on either side.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-        try:
-            yield
-        finally:
-            dist.destroy_process_group()
-
-    return joined()
 
 
 if __name__ == "__main__":

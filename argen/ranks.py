@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
+
+from argen.device import pick_device
+
+LONGEST_WAIT = timedelta(hours=6)  # for ranks that got less to do
 
 
 def running() -> bool:
@@ -16,6 +24,36 @@ def running() -> bool:
 def place() -> tuple[int, int]:
     """Return this process's rank and how many there are."""
     return (dist.get_rank(), dist.get_world_size()) if running() else (0, 1)
+
+
+def own_device(name: str) -> torch.device:
+    """Return this process's device: one GPU a rank under torchrun."""
+    device = pick_device(name)
+    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return device
+
+
+@contextmanager
+def joined(name: str) -> Iterator[None]:
+    """Join the other ranks under torchrun for as long as the context lasts.
+
+    Args:
+        name: of the device, as `pick_device` takes it.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    device = own_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # Gathered objects are plain values: gloo carries them on either side.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=LONGEST_WAIT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def first() -> bool:

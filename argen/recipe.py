@@ -22,6 +22,7 @@ from argen.device import pick_device
 from argen.errors import UserError
 from argen.evaluation.report import provenance
 from argen.grid import save_picture
+from argen.model_directory import weights_fingerprint
 from argen.pipeline import Pipeline, load
 from argen.ranks import first, leave, wait
 from argen.run_numbers import code_numbers, heldout_psnr, sample_scores
@@ -130,14 +131,20 @@ class Recipe:
         return load(directory / "model", device=self.device).tokenizer
 
     def write_codes(self, tokenizer: Tokenizer) -> dict[str, CodeDataset]:
-        """Encode both splits, or check that it was done."""
-        start = time.perf_counter()
+        """Encode both splits, or check that it was done, here or by `argen tokenize`."""
+        start, settings = time.perf_counter(), dict(self.config["codes"])
+        path = settings.pop("path")
+        if path is not None:
+            given = {split: CodeDataset(path, split=split) for split in ("train", "val")}
+            for part in given.values():
+                part.require_tokenizer(weights_fingerprint(tokenizer), wanted_by="this run")
+            return given
         codes = write_codes(
             tokenizer,
             self.source,
             self.directory / "codes",
             seed=self.seed,
-            **self.config["codes"],
+            **settings,
         )
         self.seconds["codes"] = time.perf_counter() - start
         return codes

@@ -10,28 +10,33 @@ from argen.app import require_writable, run, show
 def main(config: Any) -> None:
     """Encode a data set."""
     from argen.build import build
-    from argen.device import pick_device
     from argen.pipeline import load
+    from argen.ranks import first, joined, own_device
     from argen.tokenizing import write_codes
     from argen.train import plain
 
     settings = plain(config)
-    pipe = load(settings["model"], device=pick_device(settings["device"]), trust=settings["trust"])
-    settings["data"]["image_size"] = list(pipe.tokenizer.image_size)
-    source = build(settings["data"])
-    out = require_writable(settings["out"])
-    codes = write_codes(
-        pipe.tokenizer,
-        source,
-        out,
-        views=settings["views"],
-        batch_size=settings["batch_size"],
-        shard_size=settings["shard_size"],
-        seed=settings["seed"],
-    )
-    for split, part in codes.items():
-        show(f"{out / split}: {len(part)} pictures x {len(part.views)} views")
-    show(f"codes: {codes['train'].spec.describe()}")
+    with joined(settings["device"]):
+        pipe = load(
+            settings["model"], device=own_device(settings["device"]), trust=settings["trust"]
+        )
+        settings["data"]["image_size"] = list(pipe.tokenizer.image_size)
+        source = build(settings["data"])
+        out = require_writable(settings["out"])
+        codes = write_codes(
+            pipe.tokenizer,
+            source,
+            out,
+            views=settings["views"],
+            batch_size=settings["batch_size"],
+            shard_size=settings["shard_size"],
+            seed=settings["seed"],
+        )
+        leads = first()
+    if leads:
+        for split, part in codes.items():
+            show(f"{out / split}: {len(part)} pictures x {len(part.views)} views")
+        show(f"codes: {codes['train'].spec.describe()}")
 
 
 if __name__ == "__main__":

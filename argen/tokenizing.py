@@ -61,9 +61,10 @@ def write_codes(
             shard_size=shard_size,
             source=manifest,
         )
-        wait()
+        missing = list(writer.missing())
+        wait()  # all ranks have read the same list before one of them writes
         rank, ranks = place()
-        for shard in list(writer.missing())[rank::ranks]:
+        for shard in missing[rank::ranks]:
             index = range(shard.start, shard.stop)
             codes = torch.stack(
                 [

@@ -27,7 +27,7 @@ ALLOWED = {
     "checkpoint": {"errors"},
     "device": {"errors"},
     "flops": {"errors"},
-    "ranks": set(),
+    "ranks": {"device", "errors"},
     "configs": {"errors", "spec"},
     "layers": {"errors", "spec"},
     "tokenizers": BASE | {"layers"},

@@ -126,6 +126,10 @@ SMALL = ("rounds=1", "precisions=[float32]", "+changes.layers=1")
     [
         ("sample", *SMALL, "decoders=[released,sequential]"),
         ("train", *SMALL, "modes=[eager,recompute]", "batch=1"),
+        (
+            *("tokenizer", "rounds=1", "models=[tiny_vq]", "operations=[decode]"),
+            *("precisions=[float32]", "layouts=[contiguous,channels_last]"),
+        ),
         pytest.param(("evaluate", "rounds=1", "counts=[4]"), marks=pytest.mark.slow),
     ],
 )

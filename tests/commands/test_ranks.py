@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +69,42 @@ def test_two_ranks_with_a_discriminator_are_killed_and_go_on(tmp_path: Path) -> 
         assert done.returncode == 0, done.stdout + done.stderr
     assert "tokenizer: going on from" in done.stdout
     assert_same(*(place / "outputs" / "digits" / "tokenizer" / "model" for place in places))
+
+
+def test_two_ranks_write_the_codes_that_one_writes_and_training_reads_them(
+    workplace: Path, tmp_path: Path
+) -> None:
+    words = [
+        f"model={workplace}/outputs/digits/model", "data=digits", "views=2", "shard_size=300",
+    ]  # fmt: skip
+    alone = command("tokenize", *words, "out=one", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    both = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone",
+            "-m", "argen.tokenize", *words, "out=two",
+        ],
+        cwd=tmp_path, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert both.returncode == 0, both.stdout + both.stderr
+    assert both.stdout.count("codes: ") == 1
+    files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.*"))
+    assert len(files) > 8
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    train = [
+        "name=given", "stage=generator", f"model={workplace}/outputs/digits/model", *TINY,
+        "fit.steps=4", "codes.path=two",
+    ]  # fmt: skip
+    done = command("train", *train, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not (tmp_path / "outputs" / "given" / "codes").exists()
+    # Codes of another tokenizer, though of the same form, are refused by name.
+    manifest = tmp_path / "two" / "train" / "manifest.json"
+    about = json.loads(manifest.read_text())
+    theirs = about["tokenizer"]
+    manifest.write_text(json.dumps({**about, "tokenizer": "0123456789abcdef"}))
+    refused = command("train", *train, "fit.steps=5", "name=other", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "0123456789abcdef" in refused.stderr
+    assert theirs in refused.stderr

@@ -8,29 +8,36 @@ from typing import Any
 import torch
 
 from argen.build import build
-from argen.configs import preset
+from argen.configs import preset, preset_names
 from argen.controls import controls
 from argen.decoding.base import Decoder
 from argen.decoding.default import default_decoder
 from argen.decoding.sequential import Sequential
 from argen.device import pick_device
-from argen.errors import UserError
+from argen.errors import UserError, suggest
 from argen.generators.gpt import GPT
 from argen.generators.next_token import NextToken
 from argen.layers.noise import SeededNoise
+from argen.pipeline import load
 from bench.cases import Case
-from bench.models import generator, published, read_bytes
+from bench.models import Published, generator, published, read_bytes
 from bench.released_llamagen import ReleasedLoop
 
-DECODERS = ("released", "sequential", "compiled", "published")
+# Beside the presets of configs/decoder: LlamaGen's released loop, `sequential` compiled, and what
+# the model is published with.
+MORE_DECODERS = ("released", "compiled", "published")
 
 
 def groups(settings: Mapping[str, Any]) -> Iterator[list[Case]]:
     """Yield a group a model, precision and batch size; its strategies take turns."""
     device = pick_device(settings["device"])
+    known = (*MORE_DECODERS, *preset_names("decoder"))
     for name in settings["decoders"]:
-        if name not in DECODERS:
-            raise UserError(f"There is no decoder {name!r} here; choose from {DECODERS}.")
+        if name not in known:
+            raise UserError(f"There is no decoder {name!r}.{suggest(name, known)}")
+    if settings["trained"] is not None:
+        yield from _trained(settings, device)
+        return
     for model in settings["models"]:
         published(model)
     for model in settings["models"]:
@@ -40,19 +47,40 @@ def groups(settings: Mapping[str, Any]) -> Iterator[list[Case]]:
             ).eval()
             for batch in settings["batches"]:
                 yield [
-                    _case(network, model, name, precision, batch, settings["seed"])
+                    _case(
+                        network, model, name, precision, batch, settings["seed"], published(model)
+                    )
                     for name in settings["decoders"]
                 ]
 
 
-def _case(network: Any, model: str, name: str, precision: str, batch: int, seed: int) -> Case:
+def _trained(settings: Mapping[str, Any], device: torch.device) -> Iterator[list[Case]]:
+    """Yield the groups of a model directory: some strategies' pace depends on what it learnt."""
+    for precision in settings["precisions"]:
+        pipe = load(settings["trained"], device=device).to_dtype(getattr(torch, precision))
+        how = Published(tokenizer="", settings=pipe.defaults)
+        for batch in settings["batches"]:
+            rest = (precision, batch, settings["seed"], how, pipe.tokenizer)
+            yield [_case(pipe.generator, "trained", name, *rest) for name in settings["decoders"]]
+
+
+def _case(
+    network: Any,
+    model: str,
+    name: str,
+    precision: str,
+    batch: int,
+    seed: int,
+    how: Published,
+    tokenizer: Any = None,
+) -> Case:
     device = next(network.parameters()).device
     labels = torch.arange(batch, device=device) % network.conditioner.num_classes
-    how = published(model)
     guidance, filters = controls(how.settings, {})
     columns = {"model": model, "precision": precision, "batch": batch, "decoder": name}
     rows, L = batch * (2 if guidance.active else 1), network.spec.length
     size = next(network.parameters()).element_size()
+    first = "sequential" if tokenizer is not None else "released"
     if name == "released":
         if not isinstance(network, GPT) or how.tokenizer != "llamagen_vq16":
             raise UserError(f"The released loop here is LlamaGen's; {model} has another.")
@@ -60,6 +88,8 @@ def _case(network: Any, model: str, name: str, precision: str, batch: int, seed:
         call = lambda: {"passes": loop(labels).shape[1]}  # noqa: E731
     else:
         decoder = _decoder(name, network, how)
+        if tokenizer is not None:
+            decoder.bind(tokenizer)
 
         def call() -> dict[str, Any]:
             with torch.inference_mode():
@@ -70,7 +100,11 @@ def _case(network: Any, model: str, name: str, precision: str, batch: int, seed:
                     filters=filters,
                     noise=SeededNoise(list(range(seed, seed + batch)), device=device),
                 )
-            return {"passes": result.passes}
+            return {
+                "passes": result.passes,
+                "codes/pass": L / result.passes,
+                "exact": "yes" if decoder.exact else "no",
+            }
 
     read = read_bytes(network)
     flops = cached = 0.0
@@ -87,7 +121,7 @@ def _case(network: Any, model: str, name: str, precision: str, batch: int, seed:
         bytes=lambda result: (read + cached) * result["passes"],
         flops=flops,
         dtype=precision,
-        base=None if name == "released" else {"decoder": "released"},
+        base=None if name == first else {"decoder": first},
     )
 
 
@@ -99,6 +133,6 @@ def _decoder(name: str, network: Any, how: Any) -> Decoder:
     elif name == "published":
         decoder = default_decoder(network)
     else:
-        decoder = Sequential()
+        decoder = build(preset("decoder", name))
     decoder.check(network)
     return decoder
