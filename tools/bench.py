@@ -49,7 +49,7 @@ def measure_subject(subject: str, settings: Mapping[str, Any]) -> dict[str, Any]
         del group
     return {
         "subject": subject,
-        "command": " ".join(["python tools/bench.py", subject, *sys.argv[2:]]),
+        "command": " ".join(["python tools/bench.py", subject, *sys.argv[1:]]),
         "settings": dict(settings),
         "machine": facts,
         "ceilings": found,

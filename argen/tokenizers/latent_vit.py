@@ -205,7 +205,7 @@ class LatentDecoder(nn.Module):
         B, n, P = z_BnC.shape[0], z_BnC.shape[1], self.grid[0] * self.grid[1]
         masks_BPD = self.mask_token.expand(B, P, -1)
         x_BSD = torch.cat((self.class_token.expand(B, 1, -1), masks_BPD), dim=1) + self.positions
-        latent_BnD = self.embed(z_BnC) + self.latent_positions[:n]
+        latent_BnD = self.embed(z_BnC.to(self.embed.weight.dtype)) + self.latent_positions[:n]
         parts = [x_BSD, latent_BnD, *self._text(text_BTF)]
         x_BSD = self.norm_in(torch.cat(parts, dim=1))  # S = 1 + P + n + T
         for block in self.blocks:

@@ -116,7 +116,8 @@ class MultiScaleTokenizer(Tokenizer):
 
     def decode_latents(self, z: Tensor) -> Tensor:
         """Return images of latent maps (B, h, w, C)."""
-        return self.decoder(self.post_quant_conv(z.permute(0, 3, 1, 2)))
+        z = z.permute(0, 3, 1, 2).to(self.post_quant_conv.weight.dtype)
+        return self.decoder(self.post_quant_conv(z))
 
     def forward(self, images: Tensor, *, noise: Noise | None = None) -> TokenizerOutput:
         """Reconstruct images (B, 3, H, W); see `MultiScaleVQ.forward` for losses and metrics."""

@@ -319,3 +319,17 @@ def test_labels_out_of_range_are_refused(name):
     for label in (-1, CLASSES + 1):
         with pytest.raises(UserError, match=f"{CLASSES} classes"):
             generator.conditioner(torch.tensor([label]))
+
+
+@torch.inference_mode()
+def test_weights_in_bfloat16_draw(name):
+    generator = copy.deepcopy(shared(name)).bfloat16()
+    result = accepting_decoder(generator)(
+        generator,
+        condition(generator, 2),
+        guidance=Guidance(2.0),
+        filters=Filters(),
+        noise=SeededNoise([0, 1]),
+    )
+    generator.spec.check(result.codes)
+    assert result.codes.float().isfinite().all()

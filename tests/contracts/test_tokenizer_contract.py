@@ -112,6 +112,17 @@ def test_bfloat16_gives_codes_of_the_same_form(name):
 
 
 @torch.inference_mode()
+def test_weights_in_bfloat16_encode_and_decode(name):
+    tokenizer = copy.deepcopy(shared_tokenizer(name)).bfloat16()
+    images = smooth_images(tokenizer).bfloat16()
+    codes = tokenizer.encode(images)
+    tokenizer.spec.check(codes)
+    decoded = tokenizer.decode(codes)
+    assert decoded.shape == images.shape
+    assert decoded.isfinite().all()
+
+
+@torch.inference_mode()
 def test_weights_round_trip(name, tmp_path):
     tokenizer = perturbed(make_tokenizer(name))
     save_weights(tokenizer.state_dict(), tmp_path / "tokenizer.safetensors")

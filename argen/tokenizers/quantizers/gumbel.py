@@ -58,7 +58,8 @@ class Gumbel(Quantizer):
 
     def logits(self, z: Tensor) -> Tensor:
         """Return the logits (..., K) of vectors (..., C), over the codes in use."""
-        logits = self.proj(z)
+        bias = None if self.proj.bias is None else self.proj.bias.float()
+        logits = F.linear(z.float(), self.proj.weight.float(), bias)
         return logits if self.subset is None else logits[..., self.subset.used]
 
     @float32
