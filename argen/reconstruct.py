@@ -22,6 +22,8 @@ def main(config: Any) -> None:
     settings = plain(config)
     if (settings["images"] is None) == (settings["codes"] is None):
         raise UserError("Give images=FOLDER to encode and decode, or codes=FILE.npz to decode.")
+    if settings["batch_size"] < 1:
+        raise UserError(f"batch_size={settings['batch_size']} must be at least 1.")
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if settings["precision"] not in dtypes:
         raise UserError(f"Unknown precision={settings['precision']}; use {' or '.join(dtypes)}.")
@@ -46,6 +48,8 @@ def _reconstruct(pipe: Any, settings: dict[str, Any]) -> None:
     given, tokenizer = Path(settings["images"]), pipe.tokenizer
     files = [given] if given.is_file() else picture_files(given)
     root = given.parent if given.is_file() else given
+    names = [path.relative_to(root) for path in files]
+    _check_names(names)
     out = require_writable(settings["out"])
     dtype = next(tokenizer.parameters()).dtype
     codes, ratios = [], []
@@ -63,7 +67,7 @@ def _reconstruct(pipe: Any, settings: dict[str, Any]) -> None:
         made = pipe.decode(codes[-1]).float().cpu()
         ratios += [psnr_db(a[None], b[None]) for a, b in zip(made, images)]
         shown += list(zip(images, made))[: SHOWN - len(shown)]
-        _write(made, [path.relative_to(root) for path in part], out)
+        _write(made, names[start : start + len(part)], out)
     before, after = (torch.stack(side) for side in zip(*shown))
     save_picture(draw_grid([("original", before), ("reconstruction", after)]), out / "grid.png")
     if settings["keep"] is not None:
@@ -105,14 +109,32 @@ def _decode(pipe: Any, settings: dict[str, Any]) -> None:
         raise UserError(f"{path} holds {sorted(arrays)}, not codes that argen reconstruct kept.")
     spec = CodeSpec.from_dict(json.loads(str(arrays["spec"])))
     require_same_spec(spec, pipe.tokenizer.spec, found_in=str(path), wanted_by="this tokenizer")
-    codes, out = torch.from_numpy(arrays["codes"]), require_writable(settings["out"])
+    codes, names = torch.from_numpy(arrays["codes"]), [Path(str(n)) for n in arrays["names"]]
     pipe.tokenizer.spec.check(codes)
+    if len(names) != len(codes):
+        raise UserError(f"{path} names {len(names)} pictures, but holds codes of {len(codes)}.")
+    _check_names(names)
+    out = require_writable(settings["out"])
     dtype = next(pipe.tokenizer.parameters()).dtype
     for start in range(0, len(codes), settings["batch_size"]):
         part = slice(start, start + settings["batch_size"])
         some = codes[part].to(dtype) if codes.is_floating_point() else codes[part]
-        _write(pipe.decode(some).float().cpu(), [Path(str(n)) for n in arrays["names"][part]], out)
+        _write(pipe.decode(some).float().cpu(), names[part], out)
     show(f"{len(codes)} pictures in {out}")
+
+
+def _check_names(names: list[Path]) -> None:
+    """Raise unless every picture has a place of its own below the output directory."""
+    taken: dict[Path, Path] = {Path("grid.png"): Path("the grid")}
+    for name in names:
+        if name.is_absolute() or ".." in name.parts:
+            raise UserError(f"A picture is called {name}, which lies outside the output directory.")
+        place = name.with_suffix(".png")
+        if place in taken:
+            raise UserError(
+                f"{name} and {taken[place]} would both be written to {place}: rename one."
+            )
+        taken[place] = name
 
 
 def _write(images: Any, names: list[Path], out: Path) -> None:

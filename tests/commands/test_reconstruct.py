@@ -57,6 +57,10 @@ def test_codes_that_were_kept_decode_to_the_same_pictures(
         (["codes=other.npz"], "not codes that argen reconstruct kept"),
         (["codes=foreign.npz"], "this tokenizer"),
         (["codes=beyond.npz"], "vocabulary"),
+        (["codes=outside.npz"], "outside the output directory"),
+        (["codes=short.npz"], "names 1 pictures, but holds codes of 2"),
+        (["images=twins"], "would both be written to"),
+        (["images=pictures", "batch_size=0"], "must be at least 1"),
         (["images=pictures", "precision=int3"], "use float32 or bfloat16"),
     ],
 )
@@ -80,7 +84,14 @@ def test_bad_input_is_refused(
     np.savez(
         "beyond.npz", codes=np.full(shape, 10**6), names=names, spec=np.array(json.dumps(spec))
     )
+    good = {"codes": np.zeros(shape, int), "names": names, "spec": np.array(json.dumps(spec))}
+    np.savez("outside.npz", **{**good, "names": np.array(["../escaped.png"])})
+    np.savez("short.npz", **{**good, "codes": np.zeros((2, shape[1]), int)})
+    Path("twins").mkdir(exist_ok=True)
+    for name in ("a.png", "a.jpg"):
+        Image.new("RGB", (16, 16)).save(Path("twins") / name)
     status, _, err = call(monkeypatch, capsys, "reconstruct", MODEL, *words)
     assert status == 2
+    assert not Path("escaped.png").exists()
     assert told in err
     assert len(err.strip().splitlines()) == 1
