@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,13 @@ def require_writable(directory: Path | str) -> Path:
             f"{path} is not writable ({error.strerror}); choose another directory with out=DIR."
         ) from error
     return path
+
+
+def require_positive(settings: Mapping[str, Any], *names: str) -> None:
+    """Raise a UserError unless each of these settings is a number of at least 1."""
+    for name in names:
+        if settings[name] < 1:
+            raise UserError(f"{name}={settings[name]} must be at least 1.")
 
 
 def show(line: str = "") -> None:

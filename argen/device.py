@@ -40,3 +40,15 @@ def pick_precision(name: str, device: torch.device) -> str:
     if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "bf16-mixed"
     return "32-true"
+
+
+def pick_dtype(name: str) -> torch.dtype:
+    """Return the type of weights that draw: `float32` or `bfloat16`.
+
+    Raises:
+        UserError: for any other name.
+    """
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name not in dtypes:
+        raise UserError(f"Unknown precision={name}; use {' or '.join(dtypes)}.")
+    return dtypes[name]

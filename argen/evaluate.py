@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from argen.app import require_writable, run, show
+from argen.app import require_positive, require_writable, run, show
 from argen.errors import UserError
 
 WHAT = ("model", "samples", "tokens")
@@ -19,6 +19,7 @@ def main(config: Any) -> None:
     from argen.train import plain
 
     settings = plain(config)
+    require_positive(settings, "batch_size")
     only_reference = settings["save"] is not None
     given = [name for name in WHAT if settings.get(name) is not None]
     if only_reference and settings["reference"] is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from argen.app import require_writable, run, show
+from argen.app import require_positive, require_writable, run, show
 from argen.errors import UserError
 
 SHOWN = 16  # pictures in the grid
@@ -13,22 +13,17 @@ SHOWN = 16  # pictures in the grid
 
 def main(config: Any) -> None:
     """Encode and decode pictures, or decode codes that were kept."""
-    import torch
-
-    from argen.device import pick_device
+    from argen.device import pick_device, pick_dtype
     from argen.pipeline import load
     from argen.train import plain
 
     settings = plain(config)
     if (settings["images"] is None) == (settings["codes"] is None):
         raise UserError("Give images=FOLDER to encode and decode, or codes=FILE.npz to decode.")
-    if settings["batch_size"] < 1:
-        raise UserError(f"batch_size={settings['batch_size']} must be at least 1.")
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if settings["precision"] not in dtypes:
-        raise UserError(f"Unknown precision={settings['precision']}; use {' or '.join(dtypes)}.")
+    require_positive(settings, "batch_size")
+    dtype = pick_dtype(settings["precision"])
     pipe = load(settings["model"], device=pick_device(settings["device"]), trust=settings["trust"])
-    pipe.to_dtype(dtypes[settings["precision"]])
+    pipe.to_dtype(dtype)
     if settings["codes"] is not None:
         _decode(pipe, settings)
     else:

@@ -5,32 +5,30 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from argen.app import require_writable, run, show
+from argen.app import require_positive, require_writable, run, show
 from argen.errors import UserError
 
 
 def main(config: Any) -> None:
     """Draw, then write pictures and a grid."""
     import numpy as np
-    import torch
 
     from argen.build import build
     from argen.checkpoint import replacing
     from argen.controls import SETTINGS
-    from argen.device import pick_device
+    from argen.device import pick_device, pick_dtype
     from argen.grid import save_picture, to_uint8
     from argen.pipeline import load
     from argen.preview import Preview, save_animation
     from argen.train import plain
 
     settings = plain(config)
+    require_positive(settings, "batch_size")
     if settings["format"] not in ("png", "npz"):
         raise UserError(f"Unknown format={settings['format']}; use png or npz.")
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if settings["precision"] not in dtypes:
-        raise UserError(f"Unknown precision={settings['precision']}; use {' or '.join(dtypes)}.")
+    dtype = pick_dtype(settings["precision"])
     pipe = load(settings["model"], device=pick_device(settings["device"]), trust=settings["trust"])
-    pipe.to_dtype(dtypes[settings["precision"]])
+    pipe.to_dtype(dtype)
     decoder = pipe.strategy(build(settings["decoder"]) if settings.get("decoder") else None)
     if settings["require_exact"]:
         decoder.require_exact()

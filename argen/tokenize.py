@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from argen.app import require_writable, run, show
+from argen.app import require_positive, require_writable, run, show
 
 
 def main(config: Any) -> None:
@@ -16,6 +16,7 @@ def main(config: Any) -> None:
     from argen.train import plain
 
     settings = plain(config)
+    require_positive(settings, "views", "batch_size", "shard_size")
     with joined(settings["device"]):
         pipe = load(
             settings["model"], device=own_device(settings["device"]), trust=settings["trust"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from argen.checkpoint import read_weights, replacing
+from argen.checkpoint import load_strict, read_weights, replacing
 from argen.errors import CheckpointError
 
 
@@ -49,3 +49,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_weights_that_do_not_fit_are_named() -> None:
+    module = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(4)))
+    held = module.state_dict()
+    kept = {key: torch.zeros_like(held[key]) for key in held if key.endswith("weight")}
+    kept |= {f"stranger.{i}": torch.ones(1) for i in range(2)} | {"0.weight": torch.zeros(3, 2)}
+    before = {key: value.clone() for key, value in held.items()}
+    with pytest.raises(CheckpointError) as told:
+        load_strict(module, kept, source="a.pt")
+    message = str(told.value)
+    assert message.startswith("a.pt does not fit Sequential: ")
+    assert "4 missing (0.bias, 1.bias, 2.bias, ...)" in message
+    assert "2 unexpected (stranger.0, stranger.1)" in message
+    assert "1 of another shape (0.weight (3, 2) instead of (2, 2))" in message
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())

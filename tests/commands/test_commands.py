@@ -175,6 +175,11 @@ def test_help_can_be_read(
         (["evaluate", "model=outputs/digits/model", "protocol=fdlite"], "fd_lite"),
         (["convert", "source=lamagen", "out=x"], "Did you mean 'llamagen'"),
         (["convert", "source=llamagen", "ckpt=none.pt", "out=x"], "does not exist"),
+        (["sample", "model=outputs/digits/model", "batch_size=0"], "batch_size=0 must be at"),
+        (["sample", "model=outputs/digits/model", "precision=half"], "Unknown precision=half"),
+        (["evaluate", "model=outputs/digits/model", "batch_size=0"], "batch_size=0 must be at"),
+        (["tokenize", "model=outputs/digits/model", "out=x", "batch_size=0"], "batch_size=0 must"),
+        (["tokenize", "model=outputs/digits/model", "out=x", "views=0"], "views=0 must be at"),
         (["tokenize", "model=nowhere", "out=x"], "is not an argen model directory"),
     ],
 )
