@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LONGEST = 300
 
 BASE = {"errors", "spec", "build", "checkpoint", "configs", "device", "flops", "ranks"}
-NETWORKS = BASE | {"layers", "tokenizers", "generators"}
+NETWORKS = BASE | {"layers", "text", "tokenizers", "generators"}
 PARTS = {"classes", "controls", "grid", "model_directory", "samples"}  # of the pipeline
 DRAWING = NETWORKS | PARTS | {"decoding", "pipeline"}
 # What each part may import besides itself; a module at the top that is not listed is an entry
@@ -30,8 +30,9 @@ ALLOWED = {
     "ranks": {"device", "errors"},
     "configs": {"errors", "spec"},
     "layers": {"errors", "spec"},
+    "text": BASE,
     "tokenizers": BASE | {"layers"},
-    "generators": BASE | {"layers"},
+    "generators": BASE | {"layers", "text"},
     "decoding": NETWORKS,
     "data": BASE,
     "interop": NETWORKS,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from argen.errors import UserError
+from argen.text.features import TextFeatures
 
 
 @dataclass
@@ -152,29 +153,6 @@ class ClassConditioner(Conditioner):
         self.require_null()
         label = torch.full((len(cond),), self.num_classes, device=self.table.weight.device)
         return self(label)
-
-
-@dataclass
-class TextFeatures:
-    """Features of a frozen text encoder.
-
-    Attributes:
-        features_BTF: (B, T, F), padded rows zero.
-        mask_BT: true for valid tokens.
-    """
-
-    features_BTF: Tensor
-    mask_BT: Tensor
-
-    def __len__(self) -> int:
-        return self.features_BTF.shape[0]
-
-    def __getitem__(self, index: Tensor | slice) -> TextFeatures:
-        return TextFeatures(self.features_BTF[index], self.mask_BT[index])
-
-    def to(self, device: torch.device | str) -> TextFeatures:
-        """Move both tensors."""
-        return TextFeatures(self.features_BTF.to(device), self.mask_BT.to(device))
 
 
 class TextConditioner(Conditioner):

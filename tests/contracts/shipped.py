@@ -13,7 +13,8 @@ from argen.configs import for_codes, preset, preset_names
 from argen.decoding.base import Decoder
 from argen.errors import IncompatibleError, UserError
 from argen.generators.base import Generator
-from argen.generators.conditioning import ClassConditioner, TextConditioner, TextFeatures
+from argen.generators.conditioning import ClassConditioner, TextConditioner
+from argen.text.features import TextFeatures
 from argen.tokenizers.base import Tokenizer
 
 CLASSES = 10

@@ -1,0 +1,1 @@
+"""Frozen text encoders: captions to token features and a padding mask."""
