@@ -23,6 +23,7 @@ def main(config: Any) -> None:
         )
         settings["data"]["image_size"] = list(pipe.tokenizer.image_size)
         source = build(settings["data"])
+        text = build(settings["text"]) if settings.get("text") else None
         out = require_writable(settings["out"])
         codes = write_codes(
             pipe.tokenizer,
@@ -32,12 +33,15 @@ def main(config: Any) -> None:
             batch_size=settings["batch_size"],
             shard_size=settings["shard_size"],
             seed=settings["seed"],
+            text=None if text is None else text.to(pipe.device),
         )
         leads = first()
     if leads:
         for split, part in codes.items():
             show(f"{out / split}: {len(part)} pictures x {len(part.views)} views")
         show(f"codes: {codes['train'].spec.describe()}")
+        if text is not None:
+            show(f"text: {text.spec.describe()}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Turn a data set into code shards with a trained tokenizer."""
+"""Turn a data set into code shards with a trained tokenizer, and its captions into features."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +13,11 @@ from argen.data.code_writer import CodeWriter
 from argen.data.codes import CodeDataset
 from argen.data.draws import Draw, hash_seed
 from argen.data.images import ImageDataset, ImageSource
+from argen.data.shards import Extra
+from argen.errors import UserError
 from argen.model_directory import weights_fingerprint
 from argen.ranks import first, place, wait
+from argen.text.base import TextEncoder
 from argen.tokenizers.base import Tokenizer
 
 
@@ -26,6 +31,7 @@ def write_codes(
     batch_size: int = 64,
     shard_size: int = 4096,
     seed: int = 0,
+    text: TextEncoder | None = None,
 ) -> dict[str, CodeDataset]:
     """Write `train` and `val` code shards; finished shards of an earlier run are kept.
 
@@ -39,9 +45,13 @@ def write_codes(
         batch_size: pictures encoded at once.
         shard_size: pictures a shard.
         seed: names the augmentations.
+        text: also store features of the captions, `text` (T, F) and `text_mask` (T,).
 
     Returns:
         the readable code sets by split.
+
+    Raises:
+        UserError: if text is asked for and the pictures have no captions.
     """
     tokenizer.eval()
     fingerprint = weights_fingerprint(tokenizer)
@@ -60,20 +70,29 @@ def write_codes(
             num_items=len(pictures),
             shard_size=shard_size,
             source=manifest,
+            extras=None if text is None else _text_arrays(text),
+            text=None if text is None else _about_text(text, captions_of(source, pictures)),
         )
         missing = list(writer.missing())
         wait()  # all ranks have read the same list before one of them writes
         rank, ranks = place()
         for shard in missing[rank::ranks]:
             index = range(shard.start, shard.stop)
-            codes = torch.stack(
-                [
-                    _encode(tokenizer, pictures, index, view, batch_size, seed)
-                    for view in range(len(names))
-                ],
-                dim=1,
+            encoded = [
+                _encode(tokenizer, pictures, index, view, batch_size, seed)
+                for view in range(len(names))
+            ]
+            extras = {}
+            if text is not None:
+                captions, shown = captions_of(source, pictures), encoded[0][1]
+                extras = _encode_text(text, [captions[i] for i in shown], batch_size)
+            writer.write(
+                shard,
+                torch.stack([codes for codes, _ in encoded], dim=1),
+                pictures.labels[list(index)],
+                torch.tensor(list(index)),
+                extras,
             )
-            writer.write(shard, codes, pictures.labels[list(index)], torch.tensor(list(index)))
         wait()
         if first() and not (writer.directory / "manifest.json").exists():
             writer.finish()
@@ -89,13 +108,64 @@ def _encode(
     view: int,
     batch_size: int,
     seed: int,
-) -> Tensor:
-    """Return the codes of one view of some pictures."""
+) -> tuple[Tensor, list[int]]:
+    """Return the codes of one view of some pictures, and which pictures were shown.
+
+    Those that cannot be read have stand-ins.
+    """
     device = next(tokenizer.parameters()).device
-    parts = []
+    parts, shown = [], []
     for start in range(index.start, index.stop, batch_size):
         batch = range(start, min(start + batch_size, index.stop))
         draws = [Draw(i, hash_seed("code view", seed, view, i) if view else None) for i in batch]
-        images = torch.stack([pictures[draw]["image"] for draw in draws])
+        items = [pictures[draw] for draw in draws]
+        images = torch.stack([item["image"] for item in items])
         parts.append(tokenizer.encode(images.to(device)).cpu())
-    return torch.cat(parts)
+        shown += [int(item["index"]) for item in items]
+    return torch.cat(parts), shown
+
+
+def captions_of(source: ImageSource, pictures: ImageDataset) -> list[str]:
+    """Return the captions of one side of a data set.
+
+    Raises:
+        UserError: if it has none.
+    """
+    if pictures.captions is None:
+        raise UserError(
+            f"The pictures of {source.name} have no captions: with data=folder give "
+            "data.captions=captions.csv (or .txt, .json, or beside); data=emoji has its own."
+        )
+    return pictures.captions
+
+
+def _text_arrays(text: TextEncoder) -> dict[str, Extra]:
+    T, F = text.spec.length, text.spec.dim
+    return {"text": Extra((T, F), "float16"), "text_mask": Extra((T,), "bool")}
+
+
+def _about_text(text: TextEncoder, captions: list[str]) -> dict[str, Any]:
+    """Return what the manifest says of text features."""
+    return {
+        "spec": text.spec.to_dict(),
+        "encoder": _encoder_config(text),
+        "captions": hashlib.sha256("\n".join(captions).encode()).hexdigest(),
+    }
+
+
+def _encoder_config(text: TextEncoder) -> dict[str, Any]:
+    """Return how to build a text encoder again, from any directory."""
+    config: dict[str, Any] = dict(text.config)  # type: ignore[arg-type]
+    for key in ("path", "tokenizer"):
+        if config.get(key):
+            config[key] = str(Path(config[key]).expanduser().resolve())
+    return config
+
+
+def _encode_text(text: TextEncoder, captions: list[str], batch_size: int) -> dict[str, Tensor]:
+    starts = range(0, len(captions), batch_size)
+    parts = [text(captions[start : start + batch_size]) for start in starts]
+    return {
+        "text": torch.cat([part.features_BTF.cpu() for part in parts]),
+        "text_mask": torch.cat([part.mask_BT.cpu() for part in parts]),
+    }

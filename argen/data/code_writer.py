@@ -51,6 +51,7 @@ class CodeWriter:
         float_dtype: storage of continuous codes.
         source: manifest of the pictures, kept beside the codes.
         extras: arrays that each picture has besides its codes, by name.
+        text: what made the text features among them, as plain values.
 
     Raises:
         UserError: the directory holds codes of something else, or cannot be written.
@@ -71,6 +72,7 @@ class CodeWriter:
         float_dtype: Literal["float16", "float32"] = "float16",
         source: dict[str, Any] | None = None,
         extras: Mapping[str, Extra] | None = None,
+        text: dict[str, Any] | None = None,
     ) -> None:
         if num_items < 1 or shard_size < 1 or not views:
             raise UserError(
@@ -97,6 +99,8 @@ class CodeWriter:
         }
         if extras:
             self.plan["extras"] = extras_to_plan(extras)
+        if text is not None:
+            self.plan["text"] = json.loads(json.dumps(text))
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             found = read_json(self.directory / "plan.json")
@@ -205,7 +209,10 @@ class CodeWriter:
             if not bool(torch.isfinite(values).all()):
                 raise SpecError(f"Extra array {name} of shard {shard.number} is not finite.")
             exact = values.float() if values.dtype == torch.bfloat16 else values
-            arrays[name] = exact.numpy().astype(extra.dtype)
+            with np.errstate(over="ignore"):  # the next line looks for it
+                arrays[name] = exact.numpy().astype(extra.dtype)
+            if not np.isfinite(arrays[name]).all():
+                raise SpecError(f"Extra array {name} is too large to be stored as {extra.dtype}.")
         return arrays
 
     def _stored(self, codes: Tensor) -> np.ndarray:

@@ -54,6 +54,8 @@ class CodeDataset(Dataset[dict[str, Tensor]]):
         views: names of the stored views.
         tokenizer: fingerprint of the tokenizer that made the codes.
         extras: shape and type of the extra arrays by name.
+        text: what made the text features among them: `spec`, `encoder` (how to build it), and the
+            sha256 of the `captions`; None where there are none.
         manifest: everything known about them.
 
     Raises:
@@ -74,6 +76,7 @@ class CodeDataset(Dataset[dict[str, Tensor]]):
         self.views: tuple[str, ...] = tuple(self.manifest["views"])
         self.tokenizer: str = self.manifest["tokenizer"]
         self.extras = extras_of(self.manifest)
+        self.text: dict[str, Any] | None = self.manifest.get("text")
         self._arrays: dict[tuple[str, int], np.ndarray] = {}
 
         shards = shards_of(self.manifest["num_items"], self.manifest["shard_size"])

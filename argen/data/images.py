@@ -42,6 +42,7 @@ class ImageDataset(Dataset[dict[str, Tensor]], ABC):
     Attributes:
         labels: class of each picture, int64 (N,).
         names: file or picture names, N of them.
+        captions: what each picture shows, in words, N of them; None where nobody said.
         size: (H, W).
         augment: what a `Draw` with a seed does to the pixels; None for nothing.
     """
@@ -53,6 +54,7 @@ class ImageDataset(Dataset[dict[str, Tensor]], ABC):
             raise ValueError(f"{len(labels)} labels, but {len(names)} names")
         self.labels = labels.long()
         self.names = list(names)
+        self.captions: list[str] | None = None
         self.size = size
         self.augment = augment
 

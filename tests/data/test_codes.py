@@ -330,6 +330,7 @@ def test_wrong_extra_arrays_are_not_written(tmp_path):
         ({"text": torch.zeros(4, 5, 3)}, "needs the extra arrays"),
         (good | {"text": torch.zeros(4, 5, 2)}, "must have shape"),
         (good | {"text": torch.full((4, 5, 3), float("nan"))}, "not finite"),
+        (good | {"text": torch.full((4, 5, 3), 1e6)}, "too large to be stored as float16"),
     ):
         with pytest.raises(SpecError, match=message):
             to.write(shard, codes, rows % 2, rows, bad)
