@@ -18,6 +18,7 @@ from argen.checkpoint import read_json, write_json
 from argen.configs import for_codes
 from argen.data.codes import CodeDataset
 from argen.data.images import ImageSource
+from argen.data.views import larger_size
 from argen.device import pick_device
 from argen.errors import UserError
 from argen.evaluation.report import provenance
@@ -100,7 +101,7 @@ class Recipe:
         if fit_settings.channels_last:
             tokenizer.to(memory_format=torch.channels_last)
         source = self.source
-        stream = self._stream(source.train, source.val, fit_settings)
+        stream = self._stream(source.stream or source.train, source.val, fit_settings)
         optim = build(stage["optim"])
         task = TokenizerTask(
             tokenizer,
@@ -133,17 +134,22 @@ class Recipe:
     def write_codes(self, tokenizer: Tokenizer) -> dict[str, CodeDataset]:
         """Encode both splits, or check that it was done, here or by `argen tokenize`."""
         start, settings = time.perf_counter(), dict(self.config["codes"])
-        path = settings.pop("path")
+        path, crop = settings.pop("path"), settings.pop("crop")
         if path is not None:
             given = {split: CodeDataset(path, split=split) for split in ("train", "val")}
             for part in given.values():
                 part.require_tokenizer(weights_fingerprint(tokenizer), wanted_by="this run")
             return given
+        larger = None
+        if settings["views"] == "ten_crop":
+            size = larger_size(self.source.image_size, crop)
+            larger = build({**self.config["data"], "image_size": size})
         codes = write_codes(
             tokenizer,
             self.source,
             self.directory / "codes",
             seed=self.seed,
+            larger=larger,
             **settings,
         )
         self.seconds["codes"] = time.perf_counter() - start
@@ -257,7 +263,7 @@ class Recipe:
             "weights": "ema" if settings.ema else "raw",
             "steps": settings.steps,
             "seed": self.seed,
-            "data": self.source.manifest().get("name"),
+            "data": self.source.name,
             "data_config": self.config["data"],
             **provenance(),
         }

@@ -10,28 +10,36 @@ from argen.app import require_positive, require_writable, run, show
 def main(config: Any) -> None:
     """Encode a data set."""
     from argen.build import build
+    from argen.data.views import larger_size
     from argen.pipeline import load
     from argen.ranks import first, joined, own_device
     from argen.tokenizing import write_codes
     from argen.train import plain
 
     settings = plain(config)
-    require_positive(settings, "views", "batch_size", "shard_size")
+    require_positive(settings, "batch_size", "shard_size")
     with joined(settings["device"]):
         pipe = load(
             settings["model"], device=own_device(settings["device"]), trust=settings["trust"]
         )
         settings["data"]["image_size"] = list(pipe.tokenizer.image_size)
-        source = build(settings["data"])
+        source, views = build(settings["data"]), settings["views"]
+        larger = None
+        if views == "ten_crop":
+            size = larger_size(source.image_size, settings["crop"])
+            larger = build(settings["data"] | {"image_size": size})
         text = build(settings["text"]) if settings.get("text") else None
         out = require_writable(settings["out"])
         codes = write_codes(
             pipe.tokenizer,
             source,
             out,
-            views=settings["views"],
+            views=views,
+            larger=larger,
+            moments=settings["moments"],
             batch_size=settings["batch_size"],
             shard_size=settings["shard_size"],
+            workers=settings["workers"],
             seed=settings["seed"],
             text=None if text is None else text.to(pipe.device),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from argen.data.code_writer import CodeWriter
 from argen.data.codes import CodeDataset
-from argen.data.draws import Draw, hash_seed
 from argen.data.images import ImageDataset, ImageSource
 from argen.data.shards import Extra
+from argen.data.view_reader import ViewReader
+from argen.data.views import Views, views_of
 from argen.errors import UserError
 from argen.model_directory import weights_fingerprint
 from argen.ranks import first, place, wait
@@ -27,9 +29,12 @@ def write_codes(
     source: ImageSource,
     directory: Path | str,
     *,
-    views: int = 1,
+    views: Views = 1,
+    larger: ImageSource | None = None,
+    moments: bool = True,
     batch_size: int = 64,
     shard_size: int = 4096,
+    workers: int = 0,
     seed: int = 0,
     text: TextEncoder | None = None,
 ) -> dict[str, CodeDataset]:
@@ -41,9 +46,12 @@ def write_codes(
         tokenizer: encodes, on the device where it is.
         source: the pictures.
         directory: gets one sub-directory a split.
-        views: stored versions of each training picture: the picture itself, then augmented ones.
+        views: stored versions of each training picture, see `views_of`.
+        larger: the same pictures with more pixels, which ten crops are taken from.
+        moments: store mean and deviation of the code posterior where the tokenizer has one.
         batch_size: pictures encoded at once.
         shard_size: pictures a shard.
+        workers: threads that read pictures while others are encoded.
         seed: names the augmentations.
         text: also store features of the captions, `text` (T, F) and `text_mask` (T,).
 
@@ -56,19 +64,23 @@ def write_codes(
     tokenizer.eval()
     fingerprint = weights_fingerprint(tokenizer)
     manifest = source.manifest()
+    if views == "ten_crop" and larger is None:
+        raise UserError("Ten crops need the pictures with more pixels: give larger.")
+    moments = moments and tokenizer.has_moments
     done = {}
-    for split, pictures in (("train", source.train), ("val", source.val)):
-        augmented = views - 1 if split == "train" and pictures.augment is not None else 0
-        names = ["plain", *(f"augmented-{v}" for v in range(1, augmented + 1))]
+    for split in ("train", "val"):
+        pictures = source.train if split == "train" else source.val
+        chosen = views_of(views, source, split)
         writer = CodeWriter(
             Path(directory) / split,
             spec=tokenizer.spec,
             tokenizer_fingerprint=fingerprint,
             classes=source.classes,
-            transform=str(manifest.get("transform", "")),
-            views=names,
+            transform=_transform(source, larger if views == "ten_crop" else None),
+            views=[view.name for view in chosen],
             num_items=len(pictures),
             shard_size=shard_size,
+            channels="mean_std" if moments else "codes",
             source=manifest,
             extras=None if text is None else _text_arrays(text),
             text=None if text is None else _about_text(text, captions_of(source, pictures)),
@@ -76,12 +88,11 @@ def write_codes(
         missing = list(writer.missing())
         wait()  # all ranks have read the same list before one of them writes
         rank, ranks = place()
+        bigger = larger.train if larger else None
+        reader = ViewReader(pictures, bigger, batch_size=batch_size, workers=workers, seed=seed)
         for shard in missing[rank::ranks]:
             index = range(shard.start, shard.stop)
-            encoded = [
-                _encode(tokenizer, pictures, index, view, batch_size, seed)
-                for view in range(len(names))
-            ]
+            encoded = [_encode(tokenizer, reader.read(index, view), moments) for view in chosen]
             extras = {}
             if text is not None:
                 captions, shown = captions_of(source, pictures), encoded[0][1]
@@ -93,6 +104,7 @@ def write_codes(
                 torch.tensor(list(index)),
                 extras,
             )
+        reader.close()
         wait()
         if first() and not (writer.directory / "manifest.json").exists():
             writer.finish()
@@ -101,27 +113,22 @@ def write_codes(
     return done
 
 
-def _encode(
-    tokenizer: Tokenizer,
-    pictures: ImageDataset,
-    index: range,
-    view: int,
-    batch_size: int,
-    seed: int,
-) -> tuple[Tensor, list[int]]:
-    """Return the codes of one view of some pictures, and which pictures were shown.
+def _transform(source: ImageSource, larger: ImageSource | None) -> str:
+    if larger is None:
+        return source.transform
+    return f"{source.transform}; ten crops of {larger.image_size[0]}x{larger.image_size[1]}"
 
-    Those that cannot be read have stand-ins.
-    """
+
+def _encode(
+    tokenizer: Tokenizer, batches: Iterator[tuple[Tensor, list[int]]], moments: bool
+) -> tuple[Tensor, list[int]]:
+    """Return codes, or means and deviations of their posteriors, and which pictures were shown."""
     device = next(tokenizer.parameters()).device
+    encode = tokenizer.moments if moments else tokenizer.encode
     parts, shown = [], []
-    for start in range(index.start, index.stop, batch_size):
-        batch = range(start, min(start + batch_size, index.stop))
-        draws = [Draw(i, hash_seed("code view", seed, view, i) if view else None) for i in batch]
-        items = [pictures[draw] for draw in draws]
-        images = torch.stack([item["image"] for item in items])
-        parts.append(tokenizer.encode(images.to(device)).cpu())
-        shown += [int(item["index"]) for item in items]
+    for images, numbers in batches:
+        parts.append(encode(images.to(device)).cpu())
+        shown += numbers
     return torch.cat(parts), shown
 
 

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -19,6 +19,9 @@ from argen.data.draws import Draw, as_draw
 from argen.data.transforms import Augment, Size, to_float, to_rgb, to_tensor
 from argen.errors import UserError
 
+if TYPE_CHECKING:
+    from argen.data.tar_stream import TarStream
+
 log = logging.getLogger(__name__)
 
 Transform = Callable[[Image.Image, Size], Image.Image]
@@ -27,7 +30,7 @@ Transform = Callable[[Image.Image, Size], Image.Image]
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
-def read_picture(path: str | Path, size: Size, transform: Transform) -> Tensor:
+def read_picture(path: str | Path | IO[bytes], size: Size, transform: Transform) -> Tensor:
     """Decode a file to uint8 pixels (3, H, W); raises one of `UNREADABLE` when it is damaged."""
     with Image.open(path) as image:
         return to_tensor(transform(to_rgb(image), size))
@@ -153,6 +156,10 @@ class FileImages(ImageDataset):
         """How many files turned out unreadable so far, in all worker processes."""
         return int(self._bad.sum())
 
+    def read(self, index: int) -> Tensor:
+        """Return the uint8 pixels of one picture; raises one of `UNREADABLE` when damaged."""
+        return read_picture(self.paths[index], self.size, self.transform)
+
     def load(self, index: int) -> tuple[int, Tensor]:
         """Return the picture's index and pixels, or the next readable picture's of its class."""
         same_class: Tensor | None = None
@@ -160,7 +167,7 @@ class FileImages(ImageDataset):
         while True:
             if not self._bad[candidate]:
                 try:
-                    return candidate, read_picture(self.paths[candidate], self.size, self.transform)
+                    return candidate, self.read(candidate)
                 except UNREADABLE as error:
                     self._note_bad(candidate, error)
             if same_class is None:
@@ -217,6 +224,7 @@ class ImageSource:
         image_size: (H, W).
         train: pictures to learn from.
         val: held-out pictures.
+        stream: the training pictures as an endless stream, for sets too large to be drawn from.
         licence: under which terms the pictures come, as far as known.
         notes: where they come from and how they were chosen.
         transform: how a file becomes pixels, in words.
@@ -227,6 +235,7 @@ class ImageSource:
     image_size: Size
     train: ImageDataset
     val: ImageDataset
+    stream: TarStream | None = None
     licence: str = "unknown"
     notes: str = ""
     transform: str = ""

@@ -65,6 +65,15 @@ class Tokenizer(nn.Module, ABC):
             text: features for text-aware tokenizers.
         """
 
+    @property
+    def has_moments(self) -> bool:
+        """Whether codes have a posterior that `moments` gives: a Gaussian bottleneck."""
+        return False
+
+    def moments(self, images: Tensor) -> Tensor:
+        """Return means, then standard deviations of the codes' posterior, float (B, L, 2C)."""
+        raise UserError(f"The codes of {type(self).__name__} have no posterior.")
+
     @abstractmethod
     def decode(
         self,

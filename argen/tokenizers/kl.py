@@ -80,6 +80,17 @@ class KLTokenizer(CNNTokenizer):
             self.quantizer.train(training)
         return patchify(codes.permute(0, 3, 1, 2), self.patch)
 
+    @property
+    def has_moments(self) -> bool:
+        """Whether the bottleneck is variational."""
+        return self.bottleneck.variational
+
+    def moments(self, images: Tensor) -> Tensor:
+        """Return means, then standard deviations of the codes, (B, L, 2 C patch^2)."""
+        self.check_images(images)
+        both = self.bottleneck.code_moments(self.latents(images))  # B h w C each
+        return torch.cat([patchify(x.permute(0, 3, 1, 2), self.patch) for x in both], dim=-1)
+
     def decode(
         self,
         codes: Tensor,

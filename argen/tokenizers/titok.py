@@ -20,6 +20,7 @@ from argen.tokenizers.base import Tokenizer, TokenizerOutput, as_size
 from argen.tokenizers.latent_vit import LatentDecoder, LatentEncoder, PixelHead, ProxyHead
 from argen.tokenizers.proxy_codes import ProxyCodes
 from argen.tokenizers.quantizers.base import Quantizer
+from argen.tokenizers.quantizers.gaussian import Gaussian
 
 TailDrop = Literal["none", "uniform", "powers"]
 
@@ -153,6 +154,19 @@ class TiTok(Tokenizer):
         """Return ids (B, K), or floats (B, K, C), or `emit` of them; text plays no part here."""
         self.check_images(images)
         return self.quantizer.encode(self.latents(images), noise=noise)[:, : self.emit]
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether the bottleneck is variational."""
+        return isinstance(self.quantizer, Gaussian) and self.quantizer.variational
+
+    def moments(self, images: Tensor) -> Tensor:
+        """Return means, then standard deviations of the codes, (B, K, 2C)."""
+        self.check_images(images)
+        if not isinstance(self.quantizer, Gaussian):
+            return super().moments(images)
+        both = self.quantizer.code_moments(self.latents(images))
+        return torch.cat(both, dim=-1)[:, : self.emit]
 
     def decode(
         self,

@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from argen.data.draws import DrawSampler
+from argen.data.tar_stream import TarStream
 
 
 class Stream(LightningDataModule):
     """Feeds a fixed number of steps, all epochs joined into one stream.
 
     Args:
-        train: drawn from with shuffling and augmentation.
+        train: drawn from with shuffling and augmentation; a `TarStream` draws by itself.
         val: seen once each validation, in order.
         steps: optimiser steps of the whole run.
         batch_size: samples a step and rank.
@@ -40,9 +41,18 @@ class Stream(LightningDataModule):
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def train_dataloader(self) -> StatefulDataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the one long epoch."""
         rank, world_size = self._ranks()
+        if isinstance(self.train, TarStream):
+            # A stream has no place to go on from: a resumed run draws on in another order.
+            begun = self.trainer.global_step if self.trainer else 0
+            return DataLoader(
+                self.train.dealt_to(rank, world_size, restart=begun),
+                batch_size=self.batch_size,
+                num_workers=self.workers,
+                persistent_workers=self.workers > 0,
+            )
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
         sampler = DrawSampler(
             len(self.train),  # type: ignore[arg-type]
@@ -60,8 +70,10 @@ class Stream(LightningDataModule):
             drop_last=True,
         )
 
-    def samples_of(self, batch_idx: int) -> list[int]:
-        """Return the numbers of the samples in a batch of this rank."""
+    def samples_of(self, batch_idx: int, batch: Any) -> list[int] | list[str]:
+        """Return the numbers of the samples in a batch of this rank, or their places in shards."""
+        if isinstance(self.train, TarStream):
+            return [self.train.name_of(index) for index in batch["index"].tolist()]
         rank, world_size = self._ranks()
         sampler = DrawSampler(len(self.train), seed=self.seed)  # type: ignore[arg-type]
         first = batch_idx * self.batch_size

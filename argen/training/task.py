@@ -69,7 +69,7 @@ class Task(LightningModule):
         if not self._accepted:
             bad = [name for name, v in self.values.items() if not bool(torch.isfinite(v).all())]
             what = bad[0] if bad else "the gradient"
-            samples = str(self.trainer.datamodule.samples_of(batch_idx))  # type: ignore[attr-defined]
+            samples = str(self.trainer.datamodule.samples_of(batch_idx, batch))  # type: ignore[attr-defined]
         self.finite.count(
             self._accepted, step=self.global_step, rank=self.global_rank, what=what, samples=samples
         )

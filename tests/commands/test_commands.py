@@ -180,6 +180,11 @@ def test_help_can_be_read(
         (["evaluate", "model=outputs/digits/model", "batch_size=0"], "batch_size=0 must be at"),
         (["tokenize", "model=outputs/digits/model", "out=x", "batch_size=0"], "batch_size=0 must"),
         (["tokenize", "model=outputs/digits/model", "out=x", "views=0"], "views=0 must be at"),
+        (["tokenize", "model=outputs/digits/model", "out=x", "views=nine"], "flip or ten_crop"),
+        (
+            ["tokenize", "model=outputs/digits/model", "out=x", "views=ten_crop", "crop=1"],
+            "must make a picture larger",
+        ),
         (["tokenize", "model=nowhere", "out=x"], "is not an argen model directory"),
     ],
 )

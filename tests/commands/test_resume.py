@@ -10,16 +10,24 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 from runs import TINY, command
 from safetensors.torch import load_file
 
 from argen.checkpoint import read_json
+from argen.data.digits import digits
 
 WORDS = ["train", "name=digits", *TINY, "fit.steps=40"]
 
 
 def start(words: list[str], cwd: Path, stage: str) -> subprocess.Popen[str]:
     """Start a run and return it once a stage has written its first checkpoint."""
+    return start_until(words, cwd, cwd / "outputs" / "digits" / stage / "checkpoints" / "last.ckpt")
+
+
+def start_until(words: list[str], cwd: Path, written: Path) -> subprocess.Popen[str]:
+    """Start a command and return it once it has written a file."""
     process = subprocess.Popen(
         [sys.executable, "-m", f"argen.{words[0]}", *words[1:]],
         cwd=cwd,
@@ -27,11 +35,10 @@ def start(words: list[str], cwd: Path, stage: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    last = cwd / "outputs" / "digits" / stage / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 300
-    while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
+    while not written.is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert last.is_file(), process.stdout.read() if process.stdout else ""
+    assert written.is_file(), process.stdout.read() if process.stdout else ""
     return process
 
 
@@ -108,3 +115,52 @@ def test_a_killed_tokenizer_with_its_discriminator_ends_the_same(
         assert done.returncode == 0, done.stdout + done.stderr
     assert "tokenizer: going on from" in done.stdout
     assert_same(*(place / "outputs" / "digits" / "tokenizer" / "model" for place in places))
+
+
+def test_killed_tokenising_keeps_the_shards_that_are_whole(workplace: Path, tmp_path: Path) -> None:
+    model = workplace / "outputs" / "digits" / "model"
+    words = ["tokenize", f"model={model}", "data=digits", "shard_size=20", "device=cpu"]
+    whole = command(*words, f"out={tmp_path / 'whole'}", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    codes = tmp_path / "codes"
+    process = start_until(
+        [*words, f"out={codes}"], tmp_path, codes / "train" / "codes-00002.npy"
+    )  # fmt: skip
+    process.kill()
+    process.wait()
+    assert not (codes / "train" / "manifest.json").exists()
+    kept = {path: path.stat().st_mtime_ns for path in (codes / "train").glob("codes-*.npy")}
+    again = command(*words, f"out={codes}", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    for path in (tmp_path / "whole").rglob("*.npy"):
+        assert path.read_bytes() == (codes / path.relative_to(tmp_path / "whole")).read_bytes()
+
+
+def test_a_killed_run_on_shards_trains_the_steps_that_are_left(tmp_path: Path) -> None:
+    source = digits(image_size=16)
+    for i in range(100):
+        folder = tmp_path / "pictures" / source.classes[int(source.train.labels[i])]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = source.train.pixels(i).permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    tool = Path(__file__).parents[2] / "tools" / "make_shards.py"
+    made = [sys.executable, str(tool), "pictures", "shards", "--items", "10"]
+    subprocess.run(made, cwd=tmp_path, check=True, capture_output=True)
+    words = [*WORDS, "data=webdataset", "data.urls=shards/*.tar", "data.num_classes=null"]
+    words += ["stage=tokenizer", "fit.workers=2", "trainer.log_every_n_steps=5"]
+    words.remove("data=digits")
+    process = start(words, tmp_path, "tokenizer")
+    process.kill()
+    process.wait()
+    again = command(*words, cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "tokenizer: going on from" in again.stdout
+    run = tmp_path / "outputs" / "digits" / "tokenizer"
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 40
+    rows = (run / "logs" / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("images_seen")
+    seen = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
+    assert seen == sorted(seen)
+    assert seen[-1] > 0

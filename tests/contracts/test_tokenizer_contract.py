@@ -59,6 +59,27 @@ def test_codes_depend_on_the_picture_alone(name):
     assert not torch.equal(together, tokenizer.encode(perturbed_images))
 
 
+class Ones:
+    """Noise that is one everywhere."""
+
+    def normal(self, positions, size=(), *, use=0):
+        return torch.ones(1, *positions.shape[-1:], *size)
+
+
+@torch.inference_mode()
+def test_moments_are_the_codes_that_noise_gives(name):
+    tokenizer = shared_tokenizer(name)
+    images = smooth_images(tokenizer)
+    if not tokenizer.has_moments:
+        with pytest.raises(UserError, match="no posterior"):
+            tokenizer.moments(images)
+        return
+    mean, deviation = tokenizer.moments(images).chunk(2, dim=-1)
+    torch.testing.assert_close(mean, tokenizer.encode(images))
+    torch.testing.assert_close(mean + deviation, tokenizer.encode(images, noise=Ones()))
+    assert bool((deviation > 0).all())
+
+
 def test_training_pass_reaches_every_parameter(name):
     tokenizer = perturbed(make_tokenizer(name)).train()
     images = smooth_images(tokenizer, rows=4)

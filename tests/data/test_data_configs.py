@@ -8,6 +8,7 @@ from omegaconf import MissingMandatoryValue
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml"))
+OWN = {"folder": "path", "webdataset": "urls"}  # pictures of the user's: where they are
 
 
 def composed(name):
@@ -22,7 +23,7 @@ def test_every_argument_is_shown(name):
     assert set(config) - {"_target_"} == set(signature.parameters)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "folder"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in OWN])
 def test_instantiates(name):
     source = instantiate(composed(name), _convert_="all")
     assert len(source.train) > len(source.val) > 0
@@ -30,6 +31,7 @@ def test_instantiates(name):
     assert source.val[0]["image"].shape == (3, *size)
 
 
-def test_folder_asks_for_its_path():
+@pytest.mark.parametrize(("name", "key"), OWN.items())
+def test_your_own_pictures_have_to_be_named(name, key):
     with pytest.raises(MissingMandatoryValue):
-        _ = composed("folder").path
+        _ = composed(name)[key]

@@ -77,7 +77,7 @@ def generator_task() -> GeneratorTask:
 
 def poisoned_steps(poisoned: set[int]) -> int:
     stream = Stream(Items(poisoned), Items(set()), steps=8, batch_size=2)
-    return sum(bool(poisoned & set(stream.samples_of(step))) for step in range(8))
+    return sum(bool(poisoned & set(stream.samples_of(step, None))) for step in range(8))
 
 
 def finite(task: Task) -> bool:
@@ -101,7 +101,7 @@ def test_too_many_in_a_row_end_the_run_and_name_the_samples(tmp_path: Path) -> N
     assert told.startswith("3 steps in a row")
     assert "rank 0" in told
     stream = Stream(Items(set()), Items(set()), steps=8, batch_size=2)
-    assert str(stream.samples_of(2)) in told
+    assert str(stream.samples_of(2, None)) in told
     assert "is not finite" in told
     assert finite(task)
 

@@ -132,6 +132,12 @@ class Gaussian(Quantizer):
         return (latents - self.mean.float()) / self.std.float()
 
     @float32
+    def code_moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation (..., C) of the codes of `z` (..., in_dim)."""
+        posterior = self.posterior(z)
+        return self.normalise(posterior.mean), posterior.std / self.std.float()
+
+    @float32
     def lookup(self, ids: Tensor) -> Tensor:
         """Return latents (..., C) of codes (..., C)."""
         return ids * self.std.float() + self.mean.float()

@@ -1,0 +1,114 @@
+"""What a tar shard of pictures holds: one picture a key, with its class beside it.
+
+    000017.jpg   000017.cls   000018.png   000018.cls ...
+
+The layout of webdataset. The class stands in `.cls` (a number, or a class name) or in `.json`
+(`{"label": 3}` or `{"class": "cat"}`).
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from argen.data.folder import EXTENSIONS
+from argen.errors import UserError, suggest
+
+PICTURES = tuple(extension[1:] for extension in EXTENSIONS)
+LABELS = ("cls", "json")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A picture inside a tar file: its key, where its bytes lie, and its class."""
+
+    key: str
+    start: int
+    size: int
+    label: int
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return the key and the lower-case extension: both end and begin at the first dot."""
+    directory, slash, file = name.rpartition("/")
+    stem, _, extension = file.partition(".")
+    return directory + slash + stem, extension.lower()
+
+
+def picture_in(found: Iterable[str]) -> str | None:
+    """Return the extension of the picture among the extensions of one key."""
+    return next((name for name in PICTURES if name in found), None)
+
+
+def label_in(parts: Mapping[str, bytes], classes: Sequence[str], *, unconditional: bool) -> int:
+    """Return the class of one key from the bytes beside its picture.
+
+    Raises:
+        ValueError: there is none, or it is none of the classes.
+    """
+    if unconditional:
+        return 0
+    if "cls" in parts:
+        word = parts["cls"].decode().strip()
+    elif "json" in parts:
+        read = json.loads(parts["json"])
+        word = str(read.get("label", read.get("class", ""))).strip()
+    else:
+        raise ValueError("it has neither .cls nor .json beside it")
+    if word in classes:
+        return list(classes).index(word)
+    if word.isdigit() and int(word) < len(classes):
+        return int(word)
+    raise ValueError(
+        f"its class {word!r} is none of the {len(classes)}.{suggest(word, list(classes))}"
+    )
+
+
+def read_members(
+    path: Path, classes: Sequence[str], *, unconditional: bool = False
+) -> tuple[list[Member], list[str]]:
+    """Read the directory of a tar file, its labels and nothing of its pictures.
+
+    Returns:
+        the pictures, and a line for each that was left out.
+
+    Raises:
+        UserError: the file is not there, is no tar file, or is cut short.
+    """
+    members: list[Member] = []
+    problems: list[str] = []
+    key, place, parts = "", None, dict[str, bytes]()
+
+    def close() -> None:
+        if place is None:
+            return
+        try:
+            label = label_in(parts, classes, unconditional=unconditional)
+        except ValueError as error:
+            problems.append(f"{path}: {key}: {error}")
+        else:
+            members.append(Member(key, *place, label))
+
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for entry in archive:
+                if not entry.isreg():
+                    continue
+                name, extension = split_name(entry.name)
+                if name != key:
+                    close()
+                    key, place, parts = name, None, {}
+                if extension in PICTURES and place is None:
+                    place = (entry.offset_data, entry.size)
+                elif extension in LABELS:
+                    file = archive.extractfile(entry)
+                    parts[extension] = file.read() if file else b""
+            close()
+    except (OSError, tarfile.TarError) as error:
+        raise UserError(
+            f"{path} cannot be read as an uncompressed tar file ({error}): write it again."
+        ) from error
+    return members, problems
