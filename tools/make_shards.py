@@ -5,8 +5,9 @@
 
 `pictures` holds one sub-directory a class (or `train` and `val` with them, see `data=folder`). The
 files go into the shards byte for byte, mixed over the classes, each with `.cls` (the number of its
-class) and `.json` (number, name of the class, name of the file). `manifest.json` names the classes
-and gives counts and a sha256 a shard. A killed run goes on with the shards that are missing.
+class), `.json` (number, name of the class, name of the file) and, where there are captions, `.txt`.
+`manifest.json` names the classes and gives counts and a sha256 a shard. A killed run goes on with
+the shards that are missing.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--items", type=int, default=1000, help="pictures in a shard (1000)")
     parser.add_argument("--holdout", type=float, default=0.05, help="share for val (0.05)")
     parser.add_argument("--seed", type=int, default=0, help="names the split and the order")
+    parser.add_argument("--captions", help="captions.csv, .txt, .json, or beside; see data=folder")
     parser.add_argument("--unconditional", action="store_true", help="one class, all")
     parser.add_argument(
         "--max-bad-fraction", type=float, default=0.01, help="unreadable pictures allowed (0.01)"
@@ -71,14 +73,21 @@ def make_shards(
     items: int,
     holdout: float,
     seed: int,
+    captions: str | None,
     unconditional: bool,
     max_bad_fraction: float,
 ) -> dict[str, Any]:
     """Write the shards that are missing, then the manifest, which is returned."""
     source = folder(
-        pictures, holdout=holdout, seed=seed, unconditional=unconditional, cache=False
+        pictures, holdout=holdout, seed=seed, captions=captions, unconditional=unconditional,
+        cache=False,
     )  # fmt: skip
-    plan = {"source": source.manifest()["fingerprint"], "items": items, "seed": seed}
+    plan = {
+        "source": source.manifest()["fingerprint"],
+        "items": items,
+        "seed": seed,
+        "captions": captions,
+    }
     _begin(out, plan)
     classes, left_out, shards = source.classes, [], []
     counts: dict[str, dict[str, int]] = {}
@@ -166,12 +175,15 @@ def _samples(
     for index in part:
         path, label = Path(data.paths[index]), int(data.labels[index])
         about = {"label": label, "class": classes[label], "name": data.names[index]}
-        yield {
+        sample = {
             "__key__": f"{index:09d}",
             path.suffix[1:].lower(): path.read_bytes(),
             "cls": str(label).encode(),
             "json": json.dumps(about).encode(),
         }
+        if data.captions is not None:
+            sample["txt"] = data.captions[index].encode()
+        yield sample
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from argen.data.tar_members import read_members
 from argen.data.transforms import Augment, Size, center_crop
 
 log = logging.getLogger(__name__)
-INDEXED = ("paths", "labels", "names", "sizes", "starts", "files", "shard_of", "_bad")
+INDEXED = ("paths", "labels", "names", "captions", "sizes", "starts", "files", "shard_of", "_bad")
 
 
 class TarImages(FileImages):
@@ -84,6 +84,9 @@ class TarImages(FileImages):
             self.augment,
             self.max_bad_fraction,
         )
+        captions = [member.caption for _, member in found]
+        if all(captions):
+            self.captions = [str(caption) for caption in captions]
 
     def read(self, index: int) -> Tensor:
         """Return the uint8 pixels (3, H, W) of one picture."""

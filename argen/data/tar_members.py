@@ -3,7 +3,7 @@
     000017.jpg   000017.cls   000018.png   000018.cls ...
 
 The layout of webdataset. The class stands in `.cls` (a number, or a class name) or in `.json`
-(`{"label": 3}` or `{"class": "cat"}`).
+(`{"label": 3}` or `{"class": "cat"}`), a caption in `.txt`.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from argen.data.folder import EXTENSIONS
+from argen.data.folder_scan import EXTENSIONS
 from argen.errors import UserError, suggest
 
 PICTURES = tuple(extension[1:] for extension in EXTENSIONS)
-LABELS = ("cls", "json")
+BESIDE = ("cls", "json", "txt")
 
 
 @dataclass(frozen=True)
 class Member:
-    """A picture inside a tar file: its key, where its bytes lie, and its class."""
+    """A picture inside a tar file: its key, where its bytes lie, its class and caption."""
 
     key: str
     start: int
     size: int
     label: int
+    caption: str | None = None
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -90,7 +91,8 @@ def read_members(
         except ValueError as error:
             problems.append(f"{path}: {key}: {error}")
         else:
-            members.append(Member(key, *place, label))
+            caption = parts["txt"].decode().strip() if "txt" in parts else None
+            members.append(Member(key, *place, label, caption))
 
     try:
         with tarfile.open(path, "r:") as archive:
@@ -103,7 +105,7 @@ def read_members(
                     key, place, parts = name, None, {}
                 if extension in PICTURES and place is None:
                     place = (entry.offset_data, entry.size)
-                elif extension in LABELS:
+                elif extension in BESIDE:
                     file = archive.extractfile(entry)
                     parts[extension] = file.read() if file else b""
             close()

@@ -95,6 +95,21 @@ def test_shards_that_are_missing_are_written_again(pictures: Path, tmp_path: Pat
     assert (shards / "train-00004.tar").stat().st_mtime_ns == kept
 
 
+def test_captions_travel_with_the_pictures(pictures: Path, tmp_path: Path) -> None:
+    assert opened(write(pictures, tmp_path / "plain")).train.captions is None
+    told = {
+        path.relative_to(pictures).as_posix(): f"a {path.stem}" for path in pictures.rglob("*.png")
+    }
+    (tmp_path / "captions.json").write_text(json.dumps(told))
+    words = [str(pictures), str(tmp_path / "told"), "--items", "6"]
+    assert make_shards([*words, "--captions", str(tmp_path / "captions.json")]) == 0
+    train = opened(tmp_path / "told").train
+    with tarfile.open(train.files[0]) as archive:
+        about = [json.load(archive.extractfile(e)) for e in archive if e.name.endswith(".json")]
+    assert train.captions[: len(about)] == [told[each["name"]] for each in about]
+    assert make_shards(words) == 2
+
+
 def test_other_settings_are_refused(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
