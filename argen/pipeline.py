@@ -92,6 +92,7 @@ class Pipeline:
         batch_size: int = 32,
         decoder: Decoder | None = None,
         observer: Observer | None = None,
+        known: tuple[Tensor, Tensor] | None = None,
         **settings: Any,
     ) -> Samples:
         """Draw `n` pictures of every class.
@@ -103,6 +104,8 @@ class Pipeline:
             batch_size: pictures drawn at once.
             decoder: strategy of this call; the pipeline's own when None.
             observer: is told of finished codes as they come.
+            known: positions (n,) and codes (n, ...) that every picture is given, for completion
+                and inpainting; see `argen.inpainting.known_codes`.
             **settings: see `argen.controls`: cfg (guidance scale), cfg_schedule, ...,
                 temperature, top_k, top_p, min_p.
 
@@ -120,6 +123,7 @@ class Pipeline:
                 batch_size=batch_size,
                 decoder=decoder,
                 observer=observer,
+                known=known,
                 **settings,
             )
         )
@@ -143,10 +147,12 @@ class Pipeline:
         batch_size: int = 32,
         decoder: Decoder | None = None,
         observer: Observer | None = None,
+        known: tuple[Tensor, Tensor] | None = None,
         **settings: Any,
     ) -> Iterator[Samples]:
         """Draw one picture for each label and seed, a batch at a time; settings as in a call."""
-        generator, decoder = self._generator(), self.strategy(decoder)
+        generator = self._generator()
+        decoder = self.strategy(decoder, known=known is not None)
         guidance, filters = controls(settings, self.defaults)
         if guidance.active:
             generator.conditioner.require_null()
@@ -163,6 +169,7 @@ class Pipeline:
                     filters=filters,
                     noise=SeededNoise(own, device=self.device),
                     observer=observer,
+                    **({} if known is None else {"known": known}),
                 )
                 if result.latents is None:
                     images = self.tokenizer.decode(result.codes)
@@ -189,17 +196,20 @@ class Pipeline:
         """Return the images (B, 3, H, W), in [-1, 1], of codes."""
         return self.tokenizer.decode(codes.to(self.device), **options).clamp(-1, 1)
 
-    def strategy(self, decoder: Decoder | None = None) -> Decoder:
+    def strategy(self, decoder: Decoder | None = None, *, known: bool = False) -> Decoder:
         """Return the strategy that a call would use, checked against the generator.
 
         Args:
             decoder: the one asked for; the pipeline's own, or the plainest that fits, when None.
+            known: whether codes will be given beforehand.
 
         Raises:
-            IncompatibleError: if it cannot drive the generator.
+            IncompatibleError: if it cannot drive the generator, or take codes that are given.
         """
         generator = self._generator()
-        decoder = decoder or self.decoder or default_decoder(generator)
+        decoder = decoder or self.decoder or default_decoder(generator, known=known)
+        if known:
+            decoder.require_known()
         decoder.bind(self.tokenizer)
         decoder.check(generator)
         return decoder

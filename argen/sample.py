@@ -12,6 +12,7 @@ from argen.errors import UserError
 def main(config: Any) -> None:
     """Draw, then write pictures and a grid."""
     import numpy as np
+    import torch
 
     from argen.build import build
     from argen.checkpoint import replacing
@@ -29,12 +30,15 @@ def main(config: Any) -> None:
     dtype = pick_dtype(settings["precision"])
     pipe = load(settings["model"], device=pick_device(settings["device"]), trust=settings["trust"])
     pipe.to_dtype(dtype)
-    decoder = pipe.strategy(build(settings["decoder"]) if settings.get("decoder") else None)
+    given = _given(pipe, settings)
+    known = None if given is None else given[2]
+    decoder = build(settings["decoder"]) if settings.get("decoder") else None
+    decoder = pipe.strategy(decoder, known=known is not None)
     if settings["require_exact"]:
         decoder.require_exact()
     labels = pipe.labels(settings["classes"])
     kind = _preview_format(settings, pictures=len(labels) * settings["n"])
-    preview = Preview(pipe.tokenizer) if kind else None
+    preview = Preview(pipe.tokenizer, known=known) if kind else None
     out = require_writable(settings["out"])
     samples = pipe(
         labels,
@@ -43,8 +47,11 @@ def main(config: Any) -> None:
         batch_size=settings["batch_size"],
         decoder=decoder,
         observer=preview,
+        known=known,
         **{key: settings.get(key) for key in SETTINGS},
     )
+    if given is not None and settings["paste"]:
+        samples = replace(samples, images=torch.where(given[1], given[0], samples.images))
     if settings["format"] == "npz":
         with replacing(out / "samples.npz") as temporary, temporary.open("wb") as file:
             np.savez_compressed(
@@ -57,7 +64,8 @@ def main(config: Any) -> None:
         for i, picture in enumerate(samples.pil()):
             name = f"{i:05d}-{samples.names[i].replace('/', '-')}-seed{samples.seeds[i]}.png"
             save_picture(picture, out / name)
-    save_picture(samples.grid(), out / "grid.png")
+    first_row = [] if given is None else [("given", torch.where(given[1], given[0], 0.0)[None])]
+    save_picture(samples.grid(first_row), out / "grid.png")
     if preview is not None:
         frames = [replace(samples, images=f).grid() for f in preview.frames()]
         save_animation([*frames, samples.grid()], out / f"preview.{kind}")
@@ -66,6 +74,31 @@ def main(config: Any) -> None:
     show(f"grid {out / 'grid.png'}")
     if kind:
         show(f"preview {out / f'preview.{kind}'}")
+
+
+def _given(pipe: Any, settings: dict[str, Any]) -> tuple[Any, Any, tuple[Any, Any]] | None:
+    """Return a picture to go on from, its kept pixels, and its known positions and codes."""
+    from argen.data.images import UNREADABLE, read_picture
+    from argen.data.transforms import center_crop, to_float
+    from argen.inpainting import kept_pixels, known_codes, read_mask
+
+    path, mask, keep = (settings[name] for name in ("image", "mask", "keep"))
+    if path is None:
+        if mask is not None or keep is not None:
+            raise UserError("keep= and mask= say what of a picture is kept: add image=FILE.")
+        return None
+    if (mask is None) == (keep is None):
+        raise UserError(
+            "Say what of the picture is kept: keep=top (or another side, centre, border, a box), "
+            "or mask=FILE, bright where pixels shall be drawn."
+        )
+    size = tuple(pipe.tokenizer.image_size)
+    try:
+        image = to_float(read_picture(path, size, center_crop))
+    except UNREADABLE as error:
+        raise UserError(f"image={path} is not a readable picture ({error}).") from error
+    kept = kept_pixels(size, keep, settings["share"]) if mask is None else read_mask(mask, size)
+    return image, kept, known_codes(pipe.tokenizer, image, kept)
 
 
 def _preview_format(settings: dict[str, Any], *, pictures: int) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,9 +43,9 @@ class Samples:
         """Return PIL pictures."""
         return to_pil(self.images)
 
-    def grid(self) -> Image.Image:
-        """Return one picture with a labelled row a class."""
+    def grid(self, above: Sequence[tuple[str, Tensor]] = ()) -> Image.Image:
+        """Return one picture with a labelled row a class, below rows of others."""
         rows: dict[str, list[int]] = {}
         for i, name in enumerate(self.names):
             rows.setdefault(name, []).append(i)
-        return draw_grid([(name, self.images[index]) for name, index in rows.items()])
+        return draw_grid([*above, *((name, self.images[index]) for name, index in rows.items())])

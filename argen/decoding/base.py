@@ -10,7 +10,7 @@ from torch import Tensor
 
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
-from argen.errors import UserError
+from argen.errors import IncompatibleError, UserError
 from argen.generators.base import Generator
 from argen.generators.conditioning import Cond
 from argen.layers.noise import Noise
@@ -49,9 +49,11 @@ class Decoder(ABC):
 
     Attributes:
         exact: whether its codes follow the generator's own distribution exactly.
+        takes_known: whether a call takes `known`, codes that are given beforehand.
     """
 
     exact: bool
+    takes_known: bool = False
 
     def bind(self, tokenizer: Any) -> None:  # noqa: B027
         """Take what the strategy needs of the tokenizer, such as its codebook; before `check`."""
@@ -63,6 +65,14 @@ class Decoder(ABC):
                 f"{type(self).__name__} is not exact: its pictures follow another distribution "
                 "than the model's. Use decoder=jacobi or decoder=sequential, which are, or drop "
                 "require_exact=true."
+            )
+
+    def require_known(self) -> None:
+        """Raise unless codes can be given beforehand."""
+        if not self.takes_known:
+            raise IncompatibleError(
+                f"{type(self).__name__} draws every code, so none can be given: use "
+                "decoder=sequential, masked or confidence to complete a picture."
             )
 
     @abstractmethod

@@ -42,6 +42,7 @@ class Confidence(Decoder):
     """
 
     exact = False
+    takes_known = True
 
     def __init__(
         self,

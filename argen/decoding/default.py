@@ -10,12 +10,18 @@ from argen.errors import IncompatibleError
 from argen.generators.base import Generator
 
 
-def default_decoder(generator: Generator) -> Decoder:
+def default_decoder(generator: Generator, *, known: bool = False) -> Decoder:
     """Return the plainest strategy that fits: `sequential`, `confidence` or `masked`.
+
+    Args:
+        generator: what it shall drive.
+        known: codes are given beforehand; where the order is free they come first.
 
     Raises:
         IncompatibleError: with the last refusal, if none does.
     """
+    if known and generator.plan.permutable:
+        return Sequential("known_first")
     strategies: tuple[Decoder, ...] = (Sequential(), Confidence(), Masked())
     for strategy in strategies[:-1]:
         try:

@@ -57,6 +57,7 @@ class Masked(Decoder):
     """
 
     exact = True
+    takes_known = True
 
     def __init__(self, steps: int | None = None, *, order: str = "random") -> None:
         if steps is not None and steps < 1:

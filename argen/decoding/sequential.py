@@ -34,6 +34,7 @@ class Sequential(Decoder):
     """
 
     exact = True
+    takes_known = True
 
     def __init__(self, order: str = "plan", *, compile: bool = False) -> None:
         if order not in ("plan", "random", "known_first"):

@@ -41,11 +41,13 @@ class Tokenizer(nn.Module, ABC):
         image_size: (H, W) that `spec` describes.
         factor: H and W must be divisible by it.
         spec: the codes of one image.
+        spatial: whether codes have places in the picture: a grid, or a pyramid of them.
         frozen_parts: parts that training leaves alone, and which must therefore be given weights.
     """
 
     image_size: tuple[int, int]
     factor: int
+    spatial: bool = True
     frozen_parts: tuple[str, ...] = ()
 
     @property

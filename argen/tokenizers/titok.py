@@ -47,6 +47,8 @@ class TiTok(Tokenizer):
             `uniform` in 1..K, or `powers`: 1, 2, 4, ... and K; needs `any_length`.
     """
 
+    spatial = False
+
     def __init__(
         self,
         *,

@@ -76,6 +76,26 @@ def test_png_files_and_grid(
     assert files == ["00000-two-seed0.png", "00001-two-seed1.png", "grid.png"]
 
 
+def test_a_picture_is_completed(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workplace)
+    words = ["sample", "model=outputs/digits/model", "classes=[three]", "n=3"]
+    assert call(monkeypatch, capsys, *words, "out=first")[0] == 0
+    source = sorted(Path("first").glob("0*.png"))[0]
+    words += [f"image={source}", "keep=top", "paste=true"]
+    status, _, err = call(monkeypatch, capsys, *words, "out=completed", "preview=true")
+    assert status == 0, err
+    given = np.asarray(Image.open(source))
+    made = [np.asarray(Image.open(p)) for p in sorted(Path("completed").glob("0*.png"))]
+    half = len(given) // 2
+    assert all((picture[:half] == given[:half]).all() for picture in made)
+    assert any((picture[half:] != given[half:]).any() for picture in made)
+    rows = [Image.open(f"{d}/grid.png").height for d in ("first", "completed")]
+    assert rows[1] > rows[0]  # the picture that was given stands above
+    assert Path("completed/preview.gif").is_file()
+
+
 def test_python_api(workplace: Path) -> None:
     pipe = argen.load(workplace / "outputs" / "digits" / "model")
     samples = pipe(["three"], n=2, seed=5)
@@ -175,6 +195,9 @@ def test_help_can_be_read(
         (["evaluate", "model=outputs/digits/model", "protocol=fdlite"], "fd_lite"),
         (["convert", "source=lamagen", "out=x"], "Did you mean 'llamagen'"),
         (["convert", "source=llamagen", "ckpt=none.pt", "out=x"], "does not exist"),
+        (["sample", "model=outputs/digits/model", "keep=top"], "add image=FILE"),
+        (["sample", "model=outputs/digits/model", "image=none.png", "keep=top"], "not a readable"),
+        (["sample", "model=outputs/digits/model", "image=none.png"], "Say what of the picture"),
         (["sample", "model=outputs/digits/model", "batch_size=0"], "batch_size=0 must be at"),
         (["sample", "model=outputs/digits/model", "precision=half"], "Unknown precision=half"),
         (["evaluate", "model=outputs/digits/model", "batch_size=0"], "batch_size=0 must be at"),
