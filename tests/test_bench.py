@@ -135,6 +135,10 @@ SMALL = ("rounds=1", "precisions=[float32]", "+changes.layers=1")
             *("tokenizer", "rounds=1", "models=[tiny_vq]", "operations=[decode]"),
             *("precisions=[float32]", "layouts=[contiguous,channels_last]"),
         ),
+        (
+            *("data", "rounds=1", "pictures=80", "side=40", "size=16", "models=[]"),
+            "readers=[folder,webdataset]",
+        ),
         pytest.param(("evaluate", "rounds=1", "counts=[4]"), marks=pytest.mark.slow),
     ],
 )

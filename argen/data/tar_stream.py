@@ -102,14 +102,21 @@ class TarStream(IterableDataset[dict[str, Tensor]]):
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         reader, readers = self.rank * workers + number, self.world_size * workers
-        key = (self.seed, self.restart, reader)
-        mixed: Any = self._endless(reader, readers, self._counts[number % READERS])
-        if self.buffer > 1:
+        key, counts = (self.seed, self.restart, reader), self._counts[number % READERS]
+        samples: Any = self._endless(reader, readers, counts)
+        if self.buffer > 1:  # files are mixed, not pixels, which take more memory
             rng = random.Random(hash_seed("mix", *key))
-            mixed = shuffle(self.buffer, initial=min(100, self.buffer), rng=rng)(mixed)
-        for count, (index, pixels, label) in enumerate(mixed):
+            samples = shuffle(self.buffer, initial=min(100, self.buffer), rng=rng)(samples)
+        count = 0
+        for index, sample in samples:
+            counts[0] += 1
+            read = self._decoded(sample, counts)
+            if read is None:
+                continue
+            pixels, label = read
             if self.augment is not None:
                 pixels = self.augment(pixels, hash_seed("augment", *key, count))
+            count += 1
             yield {
                 "image": to_float(pixels),
                 "label": torch.tensor(label),
@@ -118,19 +125,15 @@ class TarStream(IterableDataset[dict[str, Tensor]]):
 
     def _endless(
         self, reader: int, readers: int, counts: Tensor
-    ) -> Iterator[tuple[int, Tensor, int]]:
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         epoch = 0
         while True:
             found = False
             for shard, turn, sharing in self.share(epoch, reader, readers):
                 for place, sample in enumerate(self._samples(shard, counts)):
-                    if place % sharing != turn:
-                        continue
-                    counts[0] += 1
-                    read = self._decoded(sample, counts)
-                    if read is not None:
+                    if place % sharing == turn and picture_in(sample) is not None:
                         found = True
-                        yield shard * PLACES + place, *read
+                        yield shard * PLACES + place, sample
             if not found and epoch:
                 raise UserError(
                     f"A loader process found no picture in its share of {len(self.shards)} shards: "
@@ -166,11 +169,9 @@ class TarStream(IterableDataset[dict[str, Tensor]]):
 
     def _decoded(self, sample: dict[str, Any], counts: Tensor) -> tuple[Tensor, int] | None:
         """Return pixels (3, H, W) and label, or None for a damaged picture, which is noted."""
-        kind = picture_in(sample)
-        if kind is None:
-            return None  # something that is no picture, e.g. a caption alone
+        picture = sample[str(picture_in(sample))]
         try:
-            pixels = read_picture(io.BytesIO(sample[kind]), self.size, center_crop)
+            pixels = read_picture(io.BytesIO(picture), self.size, center_crop)
             label = label_in(sample, self.classes, unconditional=self.unconditional)
         except UNREADABLE as error:
             self._note_bad(f"{sample['__key__']} of {sample['__url__']}", error, counts)
