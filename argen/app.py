@@ -10,13 +10,16 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from argen.configs import config_dir, preset_names
 from argen.errors import Preempted, UserError, suggest
+
+# Settings of commands that hold words of people, which need no quotes of their own.
+VERBATIM = {"sample": ("text",)}
 
 
 def run(main: Callable[[Any], None], config_name: str, *, directory: Path | None = None) -> None:
@@ -32,6 +35,8 @@ def run(main: Callable[[Any], None], config_name: str, *, directory: Path | None
     from omegaconf.errors import OmegaConfBaseException
 
     where = directory or config_dir()
+    verbatim = VERBATIM.get(config_name, ())
+    sys.argv[1:] = [quoted(word, verbatim) for word in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back here instead of being printed there
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     # Libraries narrate below the level of a warning.
@@ -61,6 +66,22 @@ def run(main: Callable[[Any], None], config_name: str, *, directory: Path | None
         compose(guarded)()
     except (HydraException, OmegaConfBaseException) as error:
         _stop(_explain(error, config_name, where))
+
+
+def quoted(word: str, keys: Sequence[str]) -> str:
+    """Return `KEY=what anyone may write` as Hydra reads it; lists and what is quoted stay.
+
+    Args:
+        word: an argument of the command line.
+        keys: the settings that this is done for.
+    """
+    key, equals, value = word.partition("=")
+    if not equals or key not in keys or not value or value[0] in "[\"'" or value == "null":
+        return word
+    # Backslashes count only before a quote, and the closing one is such a quote.
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value.replace("${", r"\${"))
+    last = len(escaped) - len(escaped.rstrip("\\"))
+    return f"{key}='{escaped}" + last * "\\" + "'"
 
 
 def require_writable(directory: Path | str) -> Path:

@@ -57,7 +57,11 @@ def _composed(path: Path) -> Any:
 
 
 def for_codes(
-    config: Mapping[str, Any], spec: CodeSpec, *, num_classes: int | None = None
+    config: Mapping[str, Any],
+    spec: CodeSpec,
+    *,
+    num_classes: int | None = None,
+    text: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return a generator's configuration fitted to a tokenizer's codes and a data set's classes.
 
@@ -65,9 +69,18 @@ def for_codes(
         config: a generator preset, whose own spec, if any, is replaced.
         spec: the codes it will model.
         num_classes: number of classes, for class-conditional presets.
+        text: spec of the text features beside the codes, for text-conditional presets, which
+            remember it.
     """
     fitted = {**config, "spec": spec.to_dict()}
     conditioner = fitted.get("conditioner")
     if num_classes is not None and conditioner and "num_classes" in conditioner:
         fitted["conditioner"] = {**conditioner, "num_classes": num_classes}
+    if text is not None and reads_text(config):
+        fitted["conditioner"] = {**fitted["conditioner"], "text": dict(text)}
     return fitted
+
+
+def reads_text(config: Mapping[str, Any]) -> bool:
+    """Whether a generator's configuration is conditioned on text."""
+    return "feature_dim" in (config.get("conditioner") or {})

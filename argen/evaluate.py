@@ -99,9 +99,8 @@ def _score_samples(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
 
 def _score_model(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     """Draw with a model and score what it drew."""
-    import torch
-
     from argen.build import build
+    from argen.captioned import evenly_asked
     from argen.controls import SETTINGS
     from argen.evaluation.generated import Generated
     from argen.evaluation.protocol import Protocol
@@ -111,12 +110,13 @@ def _score_model(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     if protocol.paired:
         raise UserError(f"Protocol {protocol.name} scores a tokenizer: add reconstruction=true.")
     source, out = _source(settings, pipe, protocol), _out(settings, protocol)
-    count, classes = settings["n"] or protocol.samples, len(pipe.labels("all"))
+    count = settings["n"] or protocol.samples
     protocol.check_count(count, quick=settings["quick"])
-    labels = torch.arange(count) * classes // count  # counts differ by one at most
+    asked, labels = evenly_asked(pipe, source, count)
     sampling = {k: settings[k] for k in SETTINGS if settings.get(k) is not None}
     drawn = Generated(
         pipe,
+        asked=asked,
         labels=labels.tolist(),
         seed=settings["seed"],
         directory=out.parent,
@@ -241,7 +241,12 @@ def _pipeline(settings: dict[str, Any]) -> Any:
 
     if "pipe" in settings:  # of a sweep
         return settings["pipe"]
-    return load(settings["model"], device=own_device(settings["device"]), trust=settings["trust"])
+    return load(
+        settings["model"],
+        device=own_device(settings["device"]),
+        trust=settings["trust"],
+        text_encoder=settings.get("text_encoder"),
+    )
 
 
 def _source(settings: dict[str, Any], pipe: Any, protocol: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from argen.asked import Asked, encode_text, num_classes, reader_of
 from argen.classes import class_ids
 from argen.controls import controls
 from argen.decoding.base import Decoder, Observer
@@ -21,6 +22,9 @@ from argen.layers.noise import SeededNoise
 from argen.model_directory import read_model, write_model
 from argen.samples import Samples
 from argen.spec import require_same_spec
+from argen.text.features import TextFeatures
+from argen.text.prompts import as_texts
+from argen.text.reader import TextReader
 from argen.tokenizers.base import Tokenizer
 
 
@@ -34,6 +38,7 @@ class Pipeline:
         decoder: the default decoding strategy; the plainest that fits the generator when None.
         class_names: in the order of the labels; empty when not known.
         defaults: sampling settings that stand when a call does not name them (cfg, top_k, ...).
+        text: the text encoder that the generator was trained with, loaded when first needed.
         provenance: where the weights come from: which copy (ema or raw), step, commit, data.
     """
 
@@ -43,6 +48,7 @@ class Pipeline:
     class_names: tuple[str, ...] = ()
     defaults: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    text: TextReader | None = None
 
     def __post_init__(self) -> None:
         self.tokenizer.eval()
@@ -81,13 +87,23 @@ class Pipeline:
         Raises:
             UserError: for a class this model does not know, with close matches.
         """
-        return class_ids(classes, self.class_names, count=self._num_classes())
+        count = num_classes(self._generator().conditioner)
+        return class_ids(classes, self.class_names, count=count)
+
+    def encode_text(self, texts: Sequence[str]) -> TextFeatures:
+        """Return the features of texts that the generator is conditioned on.
+
+        Raises:
+            UserError: if it reads no text, or the text encoder is not known or not at hand.
+        """
+        return encode_text(texts, self._generator().conditioner, self.text, self.device)
 
     def __call__(
         self,
         classes: Any = "all",
         n: int = 1,
         *,
+        text: str | Sequence[str] | None = None,
         seed: int = 0,
         batch_size: int = 32,
         decoder: Decoder | None = None,
@@ -95,11 +111,12 @@ class Pipeline:
         known: tuple[Tensor, Tensor] | None = None,
         **settings: Any,
     ) -> Samples:
-        """Draw `n` pictures of every class.
+        """Draw `n` pictures of every class, or of every text.
 
         Args:
             classes: names, ids or "all".
             n: pictures a class.
+            text: for models that read text, one or several in place of classes.
             seed: picture i of the call has seed `seed + i`, whatever the batch size.
             batch_size: pictures drawn at once.
             decoder: strategy of this call; the pipeline's own when None.
@@ -110,15 +127,16 @@ class Pipeline:
                 temperature, top_k, top_p, min_p.
 
         Returns:
-            the pictures, class by class.
+            the pictures, class by class; the label of a text is its place in the list.
         """
-        labels = [label for label in self.labels(classes) for _ in range(n)]
+        kinds: Any = self.labels(classes) if text is None else as_texts(text)
+        asked = [kind for kind in kinds for _ in range(n)]
         if n < 1:
             raise UserError(f"n={n}: ask for at least one picture a class.")
-        seeds = [seed + i for i in range(len(labels))]
+        seeds = [seed + i for i in range(len(asked))]
         parts = list(
             self.batches(
-                labels,
+                asked,
                 seeds,
                 batch_size=batch_size,
                 decoder=decoder,
@@ -127,21 +145,12 @@ class Pipeline:
                 **settings,
             )
         )
-        names = [self.class_names[i] if self.class_names else str(i) for i in labels]
-        return Samples(
-            images=torch.cat([p.images for p in parts]),
-            codes=torch.cat([p.codes for p in parts]),
-            labels=torch.tensor(labels),
-            names=names,
-            seeds=seeds,
-            passes=parts[0].passes,
-            exact=parts[0].exact,
-        )
+        return Samples.cat(parts)
 
     @torch.inference_mode()
     def batches(
         self,
-        labels: Sequence[int],
+        asked: Sequence[int] | Sequence[str],
         seeds: Sequence[int],
         *,
         batch_size: int = 32,
@@ -150,7 +159,10 @@ class Pipeline:
         known: tuple[Tensor, Tensor] | None = None,
         **settings: Any,
     ) -> Iterator[Samples]:
-        """Draw one picture for each label and seed, a batch at a time; settings as in a call."""
+        """Draw one picture for each label or text and its seed, a batch at a time.
+
+        Settings are those of a call.
+        """
         generator = self._generator()
         decoder = self.strategy(decoder, known=known is not None)
         guidance, filters = controls(settings, self.defaults)
@@ -158,13 +170,20 @@ class Pipeline:
             generator.conditioner.require_null()
         if generator.spec.kind == "discrete":
             filters.check(max(max(s.vocab_sizes) for s in generator.spec.segments))
-        for start in range(0, len(labels), batch_size):
-            label, own = labels[start : start + batch_size], seeds[start : start + batch_size]
-            inputs = torch.tensor(label, device=self.device)
+        conditions = Asked.of(
+            asked,
+            generator.conditioner,
+            class_names=self.class_names,
+            reader=self.text,
+            device=self.device,
+        )
+        for start in range(0, len(asked), batch_size):
+            part = slice(start, start + batch_size)
+            own = seeds[part]
             with _full_precision(self.device):
                 result = decoder(
                     generator,
-                    generator.conditioner(inputs),
+                    generator.conditioner(conditions.inputs[part]),
                     guidance=guidance,
                     filters=filters,
                     noise=SeededNoise(own, device=self.device),
@@ -179,8 +198,8 @@ class Pipeline:
             yield Samples(
                 images=images.cpu(),
                 codes=result.codes.cpu(),
-                labels=torch.tensor(label),
-                names=[self.class_names[i] if self.class_names else str(i) for i in label],
+                labels=conditions.labels[part],
+                names=conditions.names[part],
                 seeds=list(own),
                 passes=result.passes,
                 exact=decoder.exact,
@@ -222,16 +241,6 @@ class Pipeline:
             )
         return self.generator
 
-    def _num_classes(self) -> int:
-        conditioner = self._generator().conditioner
-        count = getattr(conditioner, "num_classes", None)
-        if count is None:
-            raise UserError(
-                f"This model's {type(conditioner).__name__} takes no classes, so it cannot be "
-                "asked for one."
-            )
-        return int(count)
-
     def save(self, directory: Path | str) -> None:
         """Write a model directory; see `argen.model_directory`."""
         write_model(
@@ -242,12 +251,17 @@ class Pipeline:
                 "class_names": list(self.class_names),
                 "defaults": self.defaults,
                 "provenance": self.provenance,
+                **({} if self.text is None else {"text": self.text.config}),
             },
         )
 
 
 def load(
-    path: Path | str, *, device: torch.device | str | None = None, trust: bool = False
+    path: Path | str,
+    *,
+    device: torch.device | str | None = None,
+    trust: bool = False,
+    text_encoder: Path | str | Mapping[str, Any] | None = None,
 ) -> Pipeline:
     """Load a model directory.
 
@@ -255,6 +269,8 @@ def load(
         path: directory written by training, `argen.convert` or `Pipeline.save`.
         device: where to put it; the CPU when None.
         trust: build classes from outside argen that the configuration names.
+        text_encoder: directory of the text encoder, or how to build it, where the model does not
+            say or it was moved.
 
     Raises:
         CheckpointError: if the directory is missing, incomplete or damaged.
@@ -266,7 +282,11 @@ def load(
         class_names=tuple(config.get("class_names", ())),
         defaults=dict(config.get("defaults", {})),
         provenance=dict(config.get("provenance", {})),
+        text=TextReader(config["text"], trust=trust) if config.get("text") else None,
     )
+    if text_encoder is not None:
+        conditioner = None if generator is None else generator.conditioner
+        pipeline.text = reader_of(text_encoder, conditioner)
     return pipeline if device is None else pipeline.to(device)
 
 

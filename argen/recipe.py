@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from argen.build import build
+from argen.captioned import captions_of, encoder_for, reader_for, shown_texts
 from argen.checkpoint import read_json, write_json
 from argen.configs import for_codes
 from argen.data.codes import CodeDataset
 from argen.data.images import ImageSource
-from argen.data.views import larger_size
 from argen.device import pick_device
 from argen.errors import UserError
 from argen.evaluation.report import provenance
@@ -28,9 +28,10 @@ from argen.pipeline import Pipeline, load
 from argen.ranks import first, leave, wait
 from argen.run_numbers import code_numbers, heldout_psnr, sample_scores
 from argen.stage_record import StageRecord, settings_key
-from argen.starting import start_tokenizer
+from argen.starting import given_tokenizer, start_tokenizer
+from argen.text.base import TextEncoder
 from argen.tokenizers.base import Tokenizer
-from argen.tokenizing import write_codes
+from argen.tokenizing import larger_source, write_codes
 from argen.training.fit import FitSettings, fit
 from argen.training.generator_task import GeneratorTask
 from argen.training.grids import ReconstructionGrid, SampleGrid, reconstruction_grid
@@ -57,6 +58,7 @@ class Recipe:
         self.seed = int(config["seed"])
         self.device = pick_device(str(config["trainer"].get("accelerator", "auto")))
         self.seconds: dict[str, float] = {}
+        self.text: TextEncoder | None = None
         self._source: ImageSource | None = None
 
     @property
@@ -71,7 +73,12 @@ class Recipe:
         stage = self.config["stage"]
         if stage not in ("all", "tokenizer", "generator"):
             raise UserError(f"Unknown stage {stage!r}; use stage=all, tokenizer or generator.")
-        tokenizer = self._given_tokenizer() if stage == "generator" else self.train_tokenizer()
+        if stage != "tokenizer":
+            self._prepare_text()
+        if stage == "generator":
+            tokenizer = given_tokenizer(self.config, self.directory, device=self.device)
+        else:
+            tokenizer = self.train_tokenizer()
         if stage == "tokenizer":
             leave()
             if first():
@@ -83,6 +90,13 @@ class Recipe:
         if first():
             self.report(pipe, codes)
         return self.directory
+
+    def _prepare_text(self) -> None:
+        """Load the text encoder, if any, and look for captions, before the first step is made."""
+        self.text = encoder_for(self.config, self.stages["generator"]["generator"])
+        if self.text is not None:
+            captions_of(self.source, self.source.train)
+            self.text.to(self.device)
 
     def train_tokenizer(self) -> Tokenizer:
         """Train stage 1, or load it if it is finished."""
@@ -140,18 +154,17 @@ class Recipe:
             for part in given.values():
                 part.require_tokenizer(weights_fingerprint(tokenizer), wanted_by="this run")
             return given
-        larger = None
-        if settings["views"] == "ten_crop":
-            size = larger_size(self.source.image_size, crop)
-            larger = build({**self.config["data"], "image_size": size})
+        larger = larger_source(self.config["data"], self.source, settings["views"], crop)
         codes = write_codes(
             tokenizer,
             self.source,
             self.directory / "codes",
             seed=self.seed,
             larger=larger,
+            text=self.text,
             **settings,
         )
+        self.text = None  # it has read all captions; its memory is wanted
         self.seconds["codes"] = time.perf_counter() - start
         return codes
 
@@ -160,19 +173,25 @@ class Recipe:
         stage, directory = self.stages["generator"], self.directory / "generator"
         settings = {k: stage[k] for k in GENERATOR_KEYS}
         settings |= {"tokenizer": codes["train"].tokenizer, "views": len(codes["train"].views)}
+        reader, text = reader_for(codes["train"], stage["generator"]), codes["train"].text or {}
+        if reader is not None:
+            settings["text"] = {key: text[key] for key in ("spec", "captions")}
         record = StageRecord(directory, settings)
         if self._finished(record):
             return load(self.directory / "model", device=self.device)
         torch.manual_seed(self.seed)
         spec, classes = codes["train"].spec, codes["train"].classes
-        generator = build(for_codes(stage["generator"], spec, num_classes=len(classes)))
+        wanted: dict[str, Any] = {"num_classes": len(classes), "text": text.get("spec")}
+        generator = build(for_codes(stage["generator"], spec, **wanted))
         generator.bind(tokenizer)
         fit_settings = self._fit_settings(stage)
         optim = build(stage["optim"])
         task = GeneratorTask(generator, optim=optim, steps=fit_settings.steps, seed=self.seed)
         defaults = {k: v for k, v in stage["samples"].items() if k != "per_class"}
         record.begin()
-        grid = SampleGrid(tokenizer, classes, directory / "grids", settings=defaults)
+        texts = shown_texts(self.source) if reader else []
+        shown: dict[str, Any] = {"texts": texts, "reader": reader, "settings": defaults}
+        grid = SampleGrid(tokenizer, classes, directory / "grids", **shown)
         seconds = fit(
             task,
             self._stream(codes["train"], codes["val"], fit_settings),
@@ -189,6 +208,7 @@ class Recipe:
             class_names=classes,
             defaults=defaults,
             provenance=self._provenance(fit_settings),
+            text=reader,
         )
         self._finish(record, seconds, pipe, self.directory / "model")
         return load(self.directory / "model", device=self.device)
@@ -211,7 +231,8 @@ class Recipe:
             return read_json(path)
         result: dict[str, Any] = self.report_tokenizer(pipe.tokenizer)
         start = time.perf_counter()
-        samples = pipe("all", n=self.config["samples"]["per_class"], seed=self.seed)
+        asked: Any = {"text": shown_texts(self.source)} if pipe.text else {"classes": "all"}
+        samples = pipe(**asked, n=self.config["samples"]["per_class"], seed=self.seed)
         save_picture(samples.grid(), self.directory / "samples.png")
         result |= code_numbers(pipe, codes, self.device)
         if self.config["evaluate"]:
@@ -235,15 +256,6 @@ class Recipe:
         }
         write_json(path, result)
         return result
-
-    def _given_tokenizer(self) -> Tokenizer:
-        path = Path(self.config["model"] or self.directory / "tokenizer" / "model")
-        if not (path / "config.json").is_file():
-            raise UserError(
-                f"stage=generator needs a trained tokenizer, and there is none in {path}. Train "
-                f"one with stage=tokenizer name={self.config['name']}, or name one with model=DIR."
-            )
-        return load(path, device=self.device, trust=self.config["trust"]).tokenizer
 
     def _fit_settings(self, stage: dict[str, Any]) -> FitSettings:
         return FitSettings(**stage["fit"], trainer=stage["trainer"], logger=stage["logger"])

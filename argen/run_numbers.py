@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from argen.captioned import evenly_asked
 from argen.data.codes import CodeDataset
 from argen.data.images import ImageSource
 from argen.errors import UserError
@@ -59,9 +60,9 @@ def heldout_bits(generator: Generator, val: CodeDataset, device: torch.device) -
     total = 0.0
     for start in range(0, len(val), 64):
         items = [val[i] for i in range(start, min(start + 64, len(val)))]
-        codes = torch.stack([item["codes"] for item in items]).to(device)
-        labels = torch.stack([item["label"] for item in items]).to(device)
-        output = generator.loss(codes, generator.conditioner(labels))
+        batch = {key: torch.stack([item[key] for item in items]).to(device) for key in items[0]}
+        conditioner = generator.conditioner
+        output = generator.loss(batch["codes"], conditioner(conditioner.of_batch(batch)))
         if "bits_per_code" not in output.metrics:
             return None
         total += float(output.metrics["bits_per_code"]) * len(items)
@@ -76,7 +77,7 @@ def sample_scores(
     seed: int,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Score fresh samples by a protocol, the same number of every class.
+    """Score fresh samples by a protocol: as many of every class, or the training captions evenly.
 
     Near-copies are looked for among the reconstructions of the training pictures.
 
@@ -90,12 +91,12 @@ def sample_scores(
     unknown = [key for key in options if key not in ("protocol", "samples", "batch_size")]
     if unknown:
         raise UserError(f"evaluate.{unknown[0]} means nothing; protocol, samples, batch_size do.")
-    count, classes = int(options["samples"]), len(source.classes)
-    labels = torch.arange(count) * classes // count  # counts differ by one at most
+    count = int(options["samples"])
+    asked, labels = evenly_asked(pipe, source, count)
     images = torch.stack([source.train[i]["image"] for i in range(len(source.train))])
     copies = [pipe.decode(pipe.encode(part)).cpu() for part in images.split(64)]
     seeds = list(range(seed, seed + count))
-    drawn = pipe.batches(labels.tolist(), seeds, batch_size=int(options["batch_size"]))
+    drawn = pipe.batches(asked, seeds, batch_size=int(options["batch_size"]))
     return evaluate(
         (batch.images for batch in drawn),
         protocol=options["protocol"],

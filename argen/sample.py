@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +29,13 @@ def main(config: Any) -> None:
     if settings["format"] not in ("png", "npz"):
         raise UserError(f"Unknown format={settings['format']}; use png or npz.")
     dtype = pick_dtype(settings["precision"])
-    pipe = load(settings["model"], device=pick_device(settings["device"]), trust=settings["trust"])
+    texts = _texts(settings)
+    pipe = load(
+        settings["model"],
+        device=pick_device(settings["device"]),
+        trust=settings["trust"],
+        text_encoder=settings.get("text_encoder"),
+    )
     pipe.to_dtype(dtype)
     given = _given(pipe, settings)
     known = None if given is None else given[2]
@@ -36,12 +43,13 @@ def main(config: Any) -> None:
     decoder = pipe.strategy(decoder, known=known is not None)
     if settings["require_exact"]:
         decoder.require_exact()
-    labels = pipe.labels(settings["classes"])
-    kind = _preview_format(settings, pictures=len(labels) * settings["n"])
+    asked = texts or pipe.labels(settings["classes"])
+    kind = _preview_format(settings, pictures=len(asked) * settings["n"])
     preview = Preview(pipe.tokenizer, known=known) if kind else None
     out = require_writable(settings["out"])
     samples = pipe(
-        labels,
+        "all" if texts else asked,
+        text=texts,
         n=settings["n"],
         seed=settings["seed"],
         batch_size=settings["batch_size"],
@@ -59,10 +67,11 @@ def main(config: Any) -> None:
                 arr_0=to_uint8(samples.images).numpy(),
                 labels=samples.labels.numpy(),
                 seeds=np.array(samples.seeds),
+                names=np.array(samples.names),
             )
     else:
         for i, picture in enumerate(samples.pil()):
-            name = f"{i:05d}-{samples.names[i].replace('/', '-')}-seed{samples.seeds[i]}.png"
+            name = f"{i:05d}-{_file_word(samples.names[i])}-seed{samples.seeds[i]}.png"
             save_picture(picture, out / name)
     first_row = [] if given is None else [("given", torch.where(given[1], given[0], 0.0)[None])]
     save_picture(samples.grid(first_row), out / "grid.png")
@@ -99,6 +108,24 @@ def _given(pipe: Any, settings: dict[str, Any]) -> tuple[Any, Any, tuple[Any, An
         raise UserError(f"image={path} is not a readable picture ({error}).") from error
     kept = kept_pixels(size, keep, settings["share"]) if mask is None else read_mask(mask, size)
     return image, kept, known_codes(pipe.tokenizer, image, kept)
+
+
+def _texts(settings: dict[str, Any]) -> list[str] | None:
+    """Return the texts asked for, None where classes are."""
+    from argen.text.prompts import as_texts, read_texts
+
+    given = [key for key in ("text", "text_file") if settings[key] is not None]
+    if not given:
+        return None
+    if len(given) > 1 or settings["classes"] != "all":
+        others = given if len(given) > 1 else [*given, "classes"]
+        raise UserError(f"{' and '.join(others)} say what to draw twice: keep one of them.")
+    return as_texts(settings["text"]) if given == ["text"] else read_texts(settings["text_file"])
+
+
+def _file_word(name: str) -> str:
+    """Return a class name or a text as a part of a file's name."""
+    return "-".join(re.findall(r"[\w.+]+", name))[:60].strip(".") or "x"
 
 
 def _preview_format(settings: dict[str, Any], *, pictures: int) -> str | None:

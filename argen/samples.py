@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from argen.grid import draw_grid, to_pil
@@ -21,8 +22,8 @@ class Samples:
     Attributes:
         images: (N, 3, H, W) in [-1, 1].
         codes: what they were decoded from.
-        labels: class of each, long (N,).
-        names: class name of each.
+        labels: class of each, or the place of its text among those asked for, long (N,).
+        names: class name or text of each.
         seeds: seed of each; drawing it again gives the same picture.
         passes: network passes a picture.
         exact: whether the strategy follows the generator's own distribution.
@@ -38,6 +39,19 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.seeds)
+
+    @classmethod
+    def cat(cls, parts: Sequence[Samples]) -> Samples:
+        """Return all samples of parts that were drawn in the same way."""
+        return cls(
+            images=torch.cat([part.images for part in parts]),
+            codes=torch.cat([part.codes for part in parts]),
+            labels=torch.cat([part.labels for part in parts]),
+            names=[name for part in parts for name in part.names],
+            seeds=[seed for part in parts for seed in part.seeds],
+            passes=parts[0].passes,
+            exact=parts[0].exact,
+        )
 
     def pil(self) -> list[Image.Image]:
         """Return PIL pictures."""

@@ -1,9 +1,12 @@
-"""Read the weights that a training run is told to start from (`init` of configs/train.yaml)."""
+"""What a training run starts from: a tokenizer that is there, or its weights (`init`)."""
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from argen.errors import UserError
 from argen.pipeline import load
@@ -42,3 +45,23 @@ def start_tokenizer(tokenizer: Tokenizer, init: dict[str, Any], *, trust: bool =
     if given:
         names = " and ".join(str(init[key]) for key in given)
         log.info("tokenizer: starts from %s: %s", names, report)
+
+
+def given_tokenizer(config: dict[str, Any], directory: Path, *, device: torch.device) -> Tokenizer:
+    """Return the tokenizer on whose codes a generator alone is trained.
+
+    Args:
+        config: of the run, see configs/train.yaml.
+        directory: of the run.
+        device: where the tokenizer goes.
+
+    Raises:
+        UserError: if there is none.
+    """
+    path = Path(config["model"] or directory / "tokenizer" / "model")
+    if not (path / "config.json").is_file():
+        raise UserError(
+            f"stage=generator needs a trained tokenizer, and there is none in {path}. Train "
+            f"one with stage=tokenizer name={config['name']}, or name one with model=DIR."
+        )
+    return load(path, device=device, trust=config["trust"]).tokenizer

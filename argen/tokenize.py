@@ -10,10 +10,9 @@ from argen.app import require_positive, require_writable, run, show
 def main(config: Any) -> None:
     """Encode a data set."""
     from argen.build import build
-    from argen.data.views import larger_size
     from argen.pipeline import load
     from argen.ranks import first, joined, own_device
-    from argen.tokenizing import write_codes
+    from argen.tokenizing import larger_source, write_codes
     from argen.train import plain
 
     settings = plain(config)
@@ -24,11 +23,8 @@ def main(config: Any) -> None:
         )
         settings["data"]["image_size"] = list(pipe.tokenizer.image_size)
         source, views = build(settings["data"]), settings["views"]
-        larger = None
-        if views == "ten_crop":
-            size = larger_size(source.image_size, settings["crop"])
-            larger = build(settings["data"] | {"image_size": size})
-        text = build(settings["text"]) if settings.get("text") else None
+        larger = larger_source(settings["data"], source, views, settings["crop"])
+        text = build(settings["text_encoder"]) if settings.get("text_encoder") else None
         out = require_writable(settings["out"])
         codes = write_codes(
             pipe.tokenizer,

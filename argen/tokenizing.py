@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from argen.build import build
+from argen.captioned import about_text, captions_of, encode_captions, text_arrays
 from argen.data.code_writer import CodeWriter
 from argen.data.codes import CodeDataset
-from argen.data.images import ImageDataset, ImageSource
-from argen.data.shards import Extra
+from argen.data.images import ImageSource
 from argen.data.view_reader import ViewReader
-from argen.data.views import Views, views_of
+from argen.data.views import Views, larger_size, views_of
 from argen.errors import UserError
 from argen.model_directory import weights_fingerprint
 from argen.ranks import first, place, wait
@@ -82,8 +82,8 @@ def write_codes(
             shard_size=shard_size,
             channels="mean_std" if moments else "codes",
             source=manifest,
-            extras=None if text is None else _text_arrays(text),
-            text=None if text is None else _about_text(text, captions_of(source, pictures)),
+            extras=None if text is None else text_arrays(text),
+            text=None if text is None else about_text(text, captions_of(source, pictures)),
         )
         missing = list(writer.missing())
         wait()  # all ranks have read the same list before one of them writes
@@ -96,7 +96,7 @@ def write_codes(
             extras = {}
             if text is not None:
                 captions, shown = captions_of(source, pictures), encoded[0][1]
-                extras = _encode_text(text, [captions[i] for i in shown], batch_size)
+                extras = encode_captions(text, [captions[i] for i in shown], batch_size)
             writer.write(
                 shard,
                 torch.stack([codes for codes, _ in encoded], dim=1),
@@ -111,6 +111,22 @@ def write_codes(
         wait()
         done[split] = CodeDataset(directory, split=split)
     return done
+
+
+def larger_source(
+    data: Mapping[str, Any], source: ImageSource, views: Views, crop: float
+) -> ImageSource | None:
+    """Return the pictures that ten crops are taken from, None for other views.
+
+    Args:
+        data: configuration of the pictures.
+        source: the pictures.
+        views: as in `write_codes`.
+        crop: see `larger_size`.
+    """
+    if views != "ten_crop":
+        return None
+    return build({**data, "image_size": larger_size(source.image_size, crop)})
 
 
 def _transform(source: ImageSource, larger: ImageSource | None) -> str:
@@ -130,49 +146,3 @@ def _encode(
         parts.append(encode(images.to(device)).cpu())
         shown += numbers
     return torch.cat(parts), shown
-
-
-def captions_of(source: ImageSource, pictures: ImageDataset) -> list[str]:
-    """Return the captions of one side of a data set.
-
-    Raises:
-        UserError: if it has none.
-    """
-    if pictures.captions is None:
-        raise UserError(
-            f"The pictures of {source.name} have no captions: with data=folder give "
-            "data.captions=captions.csv (or .txt, .json, or beside); data=emoji has its own."
-        )
-    return pictures.captions
-
-
-def _text_arrays(text: TextEncoder) -> dict[str, Extra]:
-    T, F = text.spec.length, text.spec.dim
-    return {"text": Extra((T, F), "float16"), "text_mask": Extra((T,), "bool")}
-
-
-def _about_text(text: TextEncoder, captions: list[str]) -> dict[str, Any]:
-    """Return what the manifest says of text features."""
-    return {
-        "spec": text.spec.to_dict(),
-        "encoder": _encoder_config(text),
-        "captions": hashlib.sha256("\n".join(captions).encode()).hexdigest(),
-    }
-
-
-def _encoder_config(text: TextEncoder) -> dict[str, Any]:
-    """Return how to build a text encoder again, from any directory."""
-    config: dict[str, Any] = dict(text.config)  # type: ignore[arg-type]
-    for key in ("path", "tokenizer"):
-        if config.get(key):
-            config[key] = str(Path(config[key]).expanduser().resolve())
-    return config
-
-
-def _encode_text(text: TextEncoder, captions: list[str], batch_size: int) -> dict[str, Tensor]:
-    starts = range(0, len(captions), batch_size)
-    parts = [text(captions[start : start + batch_size]) for start in starts]
-    return {
-        "text": torch.cat([part.features_BTF.cpu() for part in parts]),
-        "text_mask": torch.cat([part.mask_BT.cpu() for part in parts]),
-    }

@@ -78,9 +78,10 @@ def report(directory: Any, stage: str) -> None:
     show(f"reconstructions  {directory / 'reconstructions.png'}")
     show(f"model            {directory / 'model'}")
     show(f"scores           {directory / 'metrics.json'}")
-    names = read_json(directory / "model" / "config.json")["class_names"]
+    saved = read_json(directory / "model" / "config.json")
+    what = "text='a red heart'" if "text" in saved else f"classes=[{saved['class_names'][0]}]"
     show("\nTry next:")
-    show(f"  python -m argen.sample model={directory / 'model'} classes=[{names[0]}] n=16 cfg=2.0")
+    show(f"  python -m argen.sample model={directory / 'model'} {what} n=16 cfg=2.0")
     show(f"  python -m argen.evaluate model={directory / 'model'} protocol=fd_lite quick=true")
     show("  python -m argen.train experiment=emoji name=mine data=folder data.path=YOUR_PICTURES")
 

@@ -16,7 +16,7 @@ LONGEST = 300
 
 BASE = {"errors", "spec", "build", "checkpoint", "configs", "device", "flops", "ranks"}
 NETWORKS = BASE | {"layers", "text", "tokenizers", "generators"}
-PARTS = {"classes", "controls", "grid", "model_directory", "samples"}  # of the pipeline
+PARTS = {"asked", "classes", "controls", "grid", "model_directory", "samples"}  # of the pipeline
 DRAWING = NETWORKS | PARTS | {"decoding", "pipeline"}
 # What each part may import besides itself; a module at the top that is not listed is an entry
 # point or serves them, may import everything and is imported by none of these.
@@ -36,6 +36,7 @@ ALLOWED = {
     "decoding": NETWORKS,
     "data": BASE,
     "interop": NETWORKS,
+    "asked": NETWORKS,
     "grid": BASE,
     "classes": {"errors"},
     "controls": {"errors", "decoding"},

@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Generated:
     Args:
         pipe: draws.
         labels: class of each picture.
+        asked: what each is drawn for, where that is not its class: texts.
         seed: of the first picture.
         directory: gets a sub-directory named by everything that decides the pictures.
         batch_size: pictures drawn at once.
@@ -49,6 +50,7 @@ class Generated:
         pipe: Pipeline,
         *,
         labels: list[int],
+        asked: Sequence[int] | Sequence[str] | None = None,
         seed: int,
         directory: Path,
         batch_size: int = 64,
@@ -57,6 +59,7 @@ class Generated:
         **sampling: Any,
     ) -> None:
         self.pipe, self.labels, self.seed = pipe, labels, seed
+        self.asked = labels if asked is None else asked
         self.batch_size, self.rounding, self.sampling = batch_size, rounding, sampling
         self.decoder = pipe.strategy(decoder)
         assert pipe.generator is not None
@@ -70,6 +73,8 @@ class Generated:
             "batch_size": batch_size,
             "rounding": rounding,
         }
+        if self.asked != labels:
+            about["asked"] = hashlib.sha256(json.dumps(list(self.asked)).encode()).hexdigest()
         text = json.dumps(about, sort_keys=True, default=str)
         self.directory = directory / f"samples-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         if place()[0] == 0 and not (self.directory / "about.json").is_file():
@@ -122,7 +127,7 @@ class Generated:
 
     def _draw(self, index: Tensor, path: Path) -> Tensor:
         parts = self.pipe.batches(
-            [self.labels[i] for i in index.tolist()],
+            [self.asked[i] for i in index.tolist()],
             [self.seed + i for i in index.tolist()],
             batch_size=self.batch_size,
             decoder=self.decoder,

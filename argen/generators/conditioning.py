@@ -7,6 +7,7 @@ in every training step and distributed training never meets an unused one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from argen.errors import UserError
-from argen.text.features import TextFeatures
+from argen.errors import SpecError, UserError
+from argen.text.features import TextFeatures, TextSpec, require_same_text
 
 
 @dataclass
@@ -94,6 +95,10 @@ class Conditioner(nn.Module, ABC):
     def null(self, cond: Cond) -> Cond:
         """Return the unconditional twin of `cond`, same shapes."""
 
+    def of_batch(self, batch: Mapping[str, Tensor]) -> Any:
+        """Return what this conditioner reads of a batch of codes: their labels, unless it says."""
+        return batch["label"]
+
     def require_null(self) -> None:
         """Raise unless there is a null condition."""
         if not self.has_null:
@@ -101,6 +106,18 @@ class Conditioner(nn.Module, ABC):
                 "Guidance needs a null condition and this model was trained without one "
                 "(drop_rate=0). Sample with cfg=1, or train with conditioner.drop_rate=0.1."
             )
+
+
+def condition_vector(cond: Cond) -> Tensor:
+    """Return what modulates blocks, (R, D): the condition's vector, or the mean of its tokens."""
+    if cond.vector_BD is not None:
+        return cond.vector_BD
+    if cond.tokens_BTD is None:
+        raise UserError("Adaptive norms need a condition; use a class or text conditioner.")
+    if cond.mask_BT is None:
+        return cond.tokens_BTD.mean(1)
+    valid_BT1 = cond.mask_BT.to(cond.tokens_BTD.dtype)[..., None]
+    return (cond.tokens_BTD * valid_BT1).sum(1) / valid_BT1.sum(1).clamp(min=1)
 
 
 def _remember_inputs(module: nn.Module, args: tuple, kwargs: dict[str, Any], cond: Cond) -> None:
@@ -167,6 +184,10 @@ class TextConditioner(Conditioner):
         length: number of text tokens T.
         drop_rate: share of captions dropped in training.
         null_length: rows of the stored null caption, at least `length`.
+        text: what made the features it is trained on; None when that is not known.
+
+    Raises:
+        SpecError: if `text` makes features of another size.
     """
 
     def __init__(
@@ -177,8 +198,17 @@ class TextConditioner(Conditioner):
         length: int = 120,
         drop_rate: float = 0.1,
         null_length: int | None = None,
+        text: TextSpec | dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.text = None if text is None else TextSpec.of(text)
+        if self.text is not None and (self.text.length, self.text.dim) != (length, feature_dim):
+            raise SpecError(
+                f"The text features are those of {self.text.describe()}, but this generator is "
+                f"built for {length} tokens, {feature_dim} wide: set generator.conditioner.length="
+                f"{self.text.length} generator.conditioner.feature_dim={self.text.dim}, or use the "
+                f"encoder that it was made for."
+            )
         self.feature_dim, self.length, self.drop_rate = feature_dim, length, drop_rate
         self.has_null = True
         rows = max(length, null_length or length)
@@ -189,7 +219,15 @@ class TextConditioner(Conditioner):
 
     def forward(self, inputs: TextFeatures, *, drop_B: Tensor | None = None) -> Cond:
         """Encode text features."""
-        features = inputs.features_BTF
+        if inputs.spec is not None and self.text is not None:
+            require_same_text(
+                inputs.spec,
+                self.text,
+                found_in="The condition",
+                wanted_by="this generator",
+                fix="encode the text with the encoder it was trained with",
+            )
+        features = inputs.features_BTF.to(self.fc1.weight.dtype)
         if features.shape[1:] != (self.length, self.feature_dim):
             raise UserError(
                 f"Text features of shape {tuple(features.shape[1:])} do not fit: this model reads "
@@ -202,6 +240,19 @@ class TextConditioner(Conditioner):
         tokens_BTD = self.fc2(F.gelu(self.fc1(features), approximate="tanh"))
         return Cond(tokens_BTD=tokens_BTD, mask_BT=inputs.mask_BT)
 
+    def of_batch(self, batch: Mapping[str, Tensor]) -> TextFeatures:
+        """Return the stored text features and their mask.
+
+        Raises:
+            UserError: if the codes have none.
+        """
+        if "text" not in batch:
+            raise UserError(
+                "This generator reads text, but the codes have no text features: write them with "
+                "text_encoder=minilm, or text_encoder=pretrained text_encoder.path=DIR."
+            )
+        return TextFeatures(batch["text"].float(), batch["text_mask"].bool())
+
     def null(self, cond: Cond) -> Cond:
         """Return the null caption under the masks of `cond`."""
         rows = len(cond)
@@ -210,4 +261,4 @@ class TextConditioner(Conditioner):
         mask = cond.mask_BT
         if mask is None:
             mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
-        return self(TextFeatures(features, mask))
+        return self(TextFeatures(features, mask, self.text))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from argen.errors import IncompatibleError, UserError
+from argen.errors import IncompatibleError
 from argen.generators.base import Generator, LossOutput
 from argen.generators.conditioning import Cond
 from argen.layers.cache import KVCache, Window
@@ -271,18 +271,6 @@ class NextToken(Generator):
             return None
         keys = torch.arange(window.reach, device=slots.device)
         return dense_mask(pattern, slots, keys, rows=mask_rows(cond))
-
-
-def condition_vector(cond: Cond) -> Tensor:
-    """Return what modulates blocks, (R, D): the condition's vector, or the mean of its tokens."""
-    if cond.vector_BD is not None:
-        return cond.vector_BD
-    if cond.tokens_BTD is None:
-        raise UserError("Adaptive norms need a condition; use a class or text conditioner.")
-    if cond.mask_BT is None:
-        return cond.tokens_BTD.mean(1)
-    valid_BT1 = cond.mask_BT.to(cond.tokens_BTD.dtype)[..., None]
-    return (cond.tokens_BTD * valid_BT1).sum(1) / valid_BT1.sum(1).clamp(min=1)
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:

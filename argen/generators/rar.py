@@ -18,12 +18,9 @@ from torch.nn import functional as F
 
 from argen.errors import IncompatibleError, UserError
 from argen.generators.base import LossOutput
-from argen.generators.conditioning import Cond, Conditioner
+from argen.generators.conditioning import Cond, Conditioner, condition_vector
 from argen.generators.heads import CategoricalHead
-from argen.generators.next_token import (
-    NextToken,
-    condition_vector,
-)
+from argen.generators.next_token import NextToken
 from argen.generators.plan import Plan
 from argen.layers.adaln import AdaLNBlock, AdaNorm, Modulation
 from argen.layers.cache import KVCache, Window

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from argen.errors import IncompatibleError, UserError
 from argen.generators.base import Generator, LossOutput
-from argen.generators.conditioning import Cond, Conditioner
+from argen.generators.conditioning import Cond, Conditioner, condition_vector
 from argen.generators.heads import CategoricalHead
 from argen.generators.next_token import compute_dtype
 from argen.generators.plan import Plan
@@ -228,9 +228,7 @@ class VAR(Generator):
         return self.level_embed[self.level_of[slots]] + self.pos[:, slots]
 
     def _vector(self, cond: Cond) -> Tensor:
-        if cond.vector_BD is None:
-            raise UserError("VAR needs one condition vector a picture; use a class conditioner.")
-        return cond.vector_BD[:, None]
+        return condition_vector(cond)[:, None]
 
     def _quantizer(self) -> Pyramid:
         if self.pyramid is None:

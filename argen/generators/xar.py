@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from argen.errors import IncompatibleError, UserError
+from argen.errors import IncompatibleError
 from argen.generators.base import Generator, LossOutput
-from argen.generators.conditioning import Cond, Conditioner
+from argen.generators.conditioning import Cond, Conditioner, condition_vector
 from argen.generators.entities import entities
 from argen.generators.flow_head import FlowHead, Velocity, interpolate
 from argen.generators.flow_transformer import FlowTransformer
@@ -181,7 +181,7 @@ class XAR(Generator):
         slots = torch.arange(x_BSC.shape[1], device=x_BSC.device)
         mask = dense_mask(block_causal(self.entity_of), slots, slots)
         times = (t_BE.float() * 1000).long()
-        return self.network(x_BSC, times, self._vector(cond), slots, self.entity_of, mask=mask)
+        return self.network(x_BSC, times, condition_vector(cond), slots, self.entity_of, mask=mask)
 
     def score(self, codes: Tensor, cond: Cond) -> Any:
         """Return the `Velocity` of all codes (B, L, C), each entity given the clean ones before it.
@@ -189,7 +189,7 @@ class XAR(Generator):
         One pass over twice the sequence: clean entities at time 0, then the codes at the time
         asked for.
         """
-        vector, first = self._vector(cond), self.starts[len(self.entities.coarse)]
+        vector, first = condition_vector(cond), self.starts[len(self.entities.coarse)]
         clean = self.entities.sequence(codes.float())  # B S C
         S, device = clean.shape[1], clean.device
         places = torch.cat((torch.arange(S), torch.arange(first, S))).to(device)
@@ -215,7 +215,7 @@ class XAR(Generator):
     def start(self, cond: Cond, *, longest_draft: int = 0) -> XARState:
         """Allocate sequence and caches for R = len(cond) rows."""
         self._refuse_drafts(longest_draft > 0)
-        vector = self._vector(cond)
+        vector = condition_vector(cond)
         caches = self.network.caches(len(vector))
         sequence = torch.zeros(
             len(vector), self.starts[-1], self.spec.dim, device=self.order.device
@@ -281,11 +281,6 @@ class XAR(Generator):
         window = Window(start=first, n=end - first, reach=end)
         spread = torch.zeros_like(slots)
         return self.network(x_RnC, times, vector_RD, slots, spread, caches=caches, window=window)
-
-    def _vector(self, cond: Cond) -> Tensor:
-        if cond.vector_BD is None:
-            raise UserError("xAR needs one condition vector a picture; use a class conditioner.")
-        return cond.vector_BD
 
     def _refuse_drafts(self, asked: bool) -> None:
         if asked:

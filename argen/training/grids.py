@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from argen.grid import draw_grid, save_picture
 from argen.pipeline import Pipeline
+from argen.text.reader import TextReader
 from argen.tokenizers.base import Tokenizer
 
 
@@ -49,14 +51,16 @@ class ReconstructionGrid(Callback):
 
 
 class SampleGrid(Callback):
-    """Draws a grid of new pictures, one row a class, after each validation.
+    """Draws a grid of new pictures, one row a class or text, after each validation.
 
     Args:
         tokenizer: decodes what the generator draws.
-        class_names: labels of the rows.
+        class_names: in the order of the labels.
         directory: where `step-N.png` goes.
         per_class: pictures a row.
         most_classes: rows at most.
+        texts: one a row, in place of classes.
+        reader: reads them.
         settings: sampling settings, as for `Pipeline`.
     """
 
@@ -68,10 +72,13 @@ class SampleGrid(Callback):
         *,
         per_class: int = 8,
         most_classes: int = 10,
+        texts: Sequence[str] = (),
+        reader: TextReader | None = None,
         settings: dict[str, Any] | None = None,
     ) -> None:
         self.tokenizer, self.class_names, self.directory = tokenizer, class_names, directory
         self.per_class, self.most_classes = per_class, most_classes
+        self.texts, self.reader = list(texts), reader
         self.settings = settings or {}
 
     @rank_zero_only
@@ -86,9 +93,11 @@ class SampleGrid(Callback):
             generator=generator,
             class_names=self.class_names,
             defaults=self.settings,
+            text=self.reader,
         )
         classes = list(range(min(self.most_classes, len(self.class_names))))
-        samples = pipe(classes, n=self.per_class, seed=0, batch_size=64)
+        asked: Any = {"text": self.texts} if self.texts else {"classes": classes}
+        samples = pipe(**asked, n=self.per_class, seed=0, batch_size=64)
         generator.train(training)
         _publish(trainer, samples.grid(), self.directory, "samples")
 

@@ -1,4 +1,4 @@
-"""`argen tokenize text=...`: features of captions beside the codes."""
+"""`argen tokenize text_encoder=...`: features of captions beside the codes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,12 @@ def test_features_lie_beside_the_codes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(encoder.parent)  # the path is given as it looks from here
-    words = [*EMOJI, "text=pretrained", f"text.path={encoder.name}", "text.length=6"]
+    words = [
+        *EMOJI,
+        "text_encoder=pretrained",
+        f"text_encoder.path={encoder.name}",
+        "text_encoder.length=6",
+    ]
     out = tmp_path / "codes"
     line = tokenize(workplace, *words, f"out={out}", "views=2", "shard_size=100", "batch_size=7")
     status, said, err = call(monkeypatch, capsys, *line)
@@ -60,7 +65,10 @@ def test_features_lie_beside_the_codes(
     # The same command goes on; another encoder is not mixed in.
     assert call(monkeypatch, capsys, *line)[0] == 0
     other = tiny_text.save(tmp_path / "other", seed=1)
-    line = [word.replace(f"text.path={encoder.name}", f"text.path={other}") for word in line]
+    line = [
+        word.replace(f"text_encoder.path={encoder.name}", f"text_encoder.path={other}")
+        for word in line
+    ]
     status, _, err = call(monkeypatch, capsys, *line)
     assert status == 2
     assert "another text" in err
@@ -77,7 +85,7 @@ def test_a_folder_needs_captions(
 
     for i in range(4):
         Image.new("RGB", (16, 16), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
-    text = ["text=pretrained", f"text.path={encoder}", "text.length=6"]
+    text = ["text_encoder=pretrained", f"text_encoder.path={encoder}", "text_encoder.length=6"]
     data = ["data=folder", f"data.path={tmp_path}", "data.unconditional=true", "data.holdout=0.5"]
     line = tokenize(workplace, *data, *text, f"out={tmp_path / 'codes'}")
     status, _, err = call(monkeypatch, capsys, *line)
@@ -114,7 +122,12 @@ def test_a_wrong_path_is_an_error_before_anything_is_written(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = [*EMOJI, "text=pretrained", "text.path=nowhere", f"out={tmp_path / 'codes'}"]
+    words = [
+        *EMOJI,
+        "text_encoder=pretrained",
+        "text_encoder.path=nowhere",
+        f"out={tmp_path / 'codes'}",
+    ]
     status, _, err = call(monkeypatch, capsys, *tokenize(workplace, *words))
     assert status == 2
     assert "nowhere is no text model" in err

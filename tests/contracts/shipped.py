@@ -113,9 +113,11 @@ def condition(generator, rows, *, seed=0):
     if isinstance(conditioner, TextConditioner):
         draws = torch.Generator().manual_seed(seed)
         shape = (rows, conditioner.length, conditioner.feature_dim)
-        mask = torch.ones(shape[:2], dtype=torch.bool, device=device)
-        features = torch.randn(shape, generator=draws).to(device)
-        return conditioner(TextFeatures(features, mask))
+        # Texts of different lengths, padded on the left; one has no word at all.
+        padding = torch.arange(rows)[:, None] % (conditioner.length + 1)
+        mask = torch.arange(conditioner.length) >= padding
+        features = torch.randn(shape, generator=draws) * mask[..., None]
+        return conditioner(TextFeatures(features, mask).to(device))
     raise AssertionError(f"Say here what {type(conditioner).__name__} is conditioned on.")
 
 

@@ -165,7 +165,7 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError, match=r"argen\[text\]"):
         PretrainedText("anywhere")
     monkeypatch.setattr("argen.text.minilm.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"argen\[text\].*text\.path"):
+    with pytest.raises(UserError, match=r"argen\[text\].*text_encoder\.path"):
         build({"_target_": "argen.text.minilm.minilm"})
 
 
