@@ -29,8 +29,9 @@ def captions_of(source: ImageSource, pictures: ImageDataset) -> list[str]:
     """
     if pictures.captions is None:
         raise UserError(
-            f"The pictures of {source.name} have no captions: with data=folder give "
-            "data.captions=captions.csv (or .txt, .json, or beside); data=emoji has its own."
+            f"Not all pictures of {source.name} have captions: with data=folder give "
+            "data.captions=captions.csv (or .txt, .json, or beside), with data=webdataset put a "
+            ".txt beside every picture; data=emoji has its own."
         )
     return pictures.captions
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from pathlib import Path
 
 import pytest
 import tiny_text
 import torch
+from PIL import Image
 from runs import call
 
 from argen.checkpoint import read_json
@@ -81,8 +84,6 @@ def test_a_folder_needs_captions(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from PIL import Image
-
     for i in range(4):
         Image.new("RGB", (16, 16), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
     text = ["text_encoder=pretrained", f"text_encoder.path={encoder}", "text_encoder.length=6"]
@@ -90,7 +91,7 @@ def test_a_folder_needs_captions(
     line = tokenize(workplace, *data, *text, f"out={tmp_path / 'codes'}")
     status, _, err = call(monkeypatch, capsys, *line)
     assert status == 2
-    assert "have no captions" in err
+    assert "have captions" in err
     assert "data.captions=captions.csv" in err
 
     (tmp_path / "captions.csv").write_text("file,caption\n3.png,red star\n")
@@ -139,3 +140,34 @@ def test_codes_without_text_are_what_they_were(workplace: Path) -> None:
     plan = read_json(workplace / "outputs" / "digits" / "codes" / "train" / "plan.json")
     assert "text" not in plan
     assert "extras" not in plan
+
+
+def test_tar_shards_bring_their_captions(
+    workplace: Path,
+    encoder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    captions = ["a red heart", "two cats", "house", "a blue star"] * 3
+    for split in ("train", "val"):
+        with tarfile.open(tmp_path / f"{split}.tar", "w") as archive:
+            for i, caption in enumerate(captions):
+                picture = io.BytesIO()
+                Image.new("RGB", (16, 16), (20 * i, 0, 0)).save(picture, format="PNG")
+                parts = {"png": picture.getvalue(), "cls": str(i % 2).encode()}
+                for kind, data in (parts | {"txt": caption.encode()}).items():
+                    member = tarfile.TarInfo(f"{i:03d}.{kind}")
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+    text = ["text_encoder=pretrained", f"text_encoder.path={encoder}", "text_encoder.length=6"]
+    urls = [f"data.urls={tmp_path / 'train.tar'}", f"data.val_urls={tmp_path / 'val.tar'}"]
+    data = ["data=webdataset", *urls, "data.num_classes=2"]
+    line = tokenize(workplace, *data, *text, f"out={tmp_path / 'codes'}")
+    status, _, err = call(monkeypatch, capsys, *line)
+    assert status == 0, err
+    codes = CodeDataset(tmp_path / "codes", split="train")
+    read = PretrainedText(encoder, length=6)(captions).features_BTF
+    assert len(codes) == len(captions)
+    for i in range(len(codes)):
+        assert torch.allclose(codes[i]["text"].float(), read[i], atol=2e-3)

@@ -303,7 +303,7 @@ def test_codes_written_beforehand_are_trained_on(
     [
         ([], "This generator reads text: choose its encoder"),
         (["generator=tiny_gpt"], "This generator reads no text"),
-        (["data.captions=null"], "have no captions"),
+        (["data.captions=null"], "have captions"),
         (["text_encoder.path=nowhere"], "nowhere is no text model"),
     ],
 )
@@ -353,3 +353,17 @@ def test_the_experiment_takes_pictures_of_ones_own(
         "precision": "float32",
     }
     assert saved["generator"]["conditioner"]["text"]["name"] == "all-MiniLM-L6-v2"
+
+
+def test_pictures_for_a_score_are_those_of_the_texts(pipe: argen.Pipeline, tmp_path: Path) -> None:
+    from argen.evaluation.generated import Generated
+    from argen.evaluation.pictures import to_uint8
+
+    texts = ["house", "two cats", "house"]
+    drawn = Generated(pipe, labels=[0, 0, 0], asked=texts, seed=3, directory=tmp_path)
+    [(_, pixels, labels)] = drawn.batches()
+    assert labels.tolist() == [0, 0, 0]
+    for i, text in enumerate(texts):
+        assert torch.equal(pixels[i], to_uint8(pipe(text=text, seed=3 + i).images)[0])
+    others = Generated(pipe, labels=[0, 0, 0], asked=TEXTS[:3], seed=3, directory=tmp_path)
+    assert others.directory != drawn.directory
