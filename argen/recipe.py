@@ -133,7 +133,7 @@ class Recipe:
             title="tokenizer",
             directory=directory,
             callbacks=[ReconstructionGrid(shown, directory / "grids")],
-            config=stage,
+            config=stage | provenance(),
             resume=self.config["auto_resume"],
         )
         tokenizer = tokenizer.to(self.device).eval()
@@ -199,7 +199,7 @@ class Recipe:
             title="generator",
             directory=directory,
             callbacks=[grid],
-            config=stage,
+            config=stage | provenance(),
             resume=self.config["auto_resume"],
         )
         pipe = Pipeline(

@@ -11,21 +11,24 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
+from argen.data.tar_stream import TarStream
 from argen.device import pick_device, pick_precision
 from argen.errors import Preempted, UserError
-from argen.ranks import first
+from argen.generators.base import Generator
 from argen.training.checkpoints import LAST, SafeCheckpointIO, newest_valid
 from argen.training.ema import EMA
 from argen.training.finite import FiniteSteps
+from argen.training.loggers import make_logger
 from argen.training.progress import progress
 from argen.training.recompute import recompute_activations
 from argen.training.signals import StopOnSignal
 from argen.training.stream import Stream
 from argen.training.task import Task
+from argen.training.throughput import Throughput, device_peak, training_flops
 
 log = logging.getLogger(__name__)
 
@@ -110,11 +113,17 @@ def fit(
     options["precision"] = pick_precision(str(options.get("precision", "auto")), device)
     if options.get("strategy") == "ddp" and task.leaves_unused:
         options["strategy"] = "ddp_find_unused_parameters_true"
+    stream.accumulate = int(options.get("accumulate_grad_batches", 1))
+    if stream.accumulate < 1:
+        raise UserError(f"trainer.accumulate_grad_batches={stream.accumulate} must be at least 1.")
+    task.accumulate = stream.accumulate
+    if not task.automatic_optimization:
+        options.pop("accumulate_grad_batches", None)  # Lightning refuses; the task does it itself
     trainer = Trainer(
         **options,
         max_steps=settings.steps,
         max_epochs=-1,
-        val_check_interval=settings.val_every,
+        val_check_interval=settings.val_every * stream.accumulate,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
@@ -132,6 +141,7 @@ def fit(
     if settings.compile:
         task.compile_network()
     task.finite = FiniteSteps(settings.most_skipped)
+    trainer.callbacks.insert(0, _rates(task, stream, settings, trainer, device))  # type: ignore[attr-defined]
     trainer.fit(task, datamodule=stream, ckpt_path=str(last) if last else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
@@ -163,29 +173,20 @@ def _checkpoint(folder: Path, title: str, *, resume: bool) -> Path | None:
     return found
 
 
-def make_logger(
-    settings: dict[str, Any], directory: Path, config: dict[str, Any] | None
-) -> Logger | bool:
-    """Return the logger that `configs/logger/*.yaml` describes; False for none."""
-    kind = settings.get("kind", "csv")
-    if kind == "none":
-        return False
-    if kind == "csv":
-        return CSVLogger(directory, name="", version="logs")
-    if kind == "wandb":
-        identity = directory / "wandb_id"
-        logger = WandbLogger(
-            name=f"{directory.parent.name}-{directory.name}",
-            project=settings.get("project", "argen"),
-            offline=bool(settings.get("offline", False)),
-            save_dir=directory,
-            id=identity.read_text().strip() if identity.is_file() else None,
-            config=config,
-        )
-        if first():  # a resumed run goes on in the same chart
-            identity.write_text(str(logger.experiment.id))
-        return logger
-    raise UserError(f"Unknown logger {kind!r}; use logger=csv, wandb, wandb_offline or none.")
+def _rates(
+    task: Task, stream: Stream, settings: FitSettings, trainer: Trainer, device: torch.device
+) -> Throughput:
+    """Return the callback that logs how fast the run is."""
+    tokens = task.network.spec.length if isinstance(task.network, Generator) else 0
+    peak, flops = device_peak(device, str(trainer.precision)), 0.0
+    if peak is not None and not isinstance(stream.train, TarStream):
+        flops = training_flops(task.network, stream.train[0], device)
+    return Throughput(
+        batch_size=settings.batch_size * trainer.world_size * stream.accumulate,
+        tokens=tokens,
+        flops=flops,
+        peak=None if peak is None else peak * trainer.world_size,
+    )
 
 
 def _quiet() -> None:

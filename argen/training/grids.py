@@ -15,6 +15,7 @@ from argen.grid import draw_grid, save_picture
 from argen.pipeline import Pipeline
 from argen.text.reader import TextReader
 from argen.tokenizers.base import Tokenizer
+from argen.training.loggers import log_picture
 
 
 def reconstruction_grid(tokenizer: Tokenizer, images: Tensor) -> Any:
@@ -105,6 +106,4 @@ class SampleGrid(Callback):
 def _publish(trainer: Trainer, picture: Any, directory: Path, name: str) -> None:
     """Write a grid beside the checkpoints, and hand it to loggers that take pictures."""
     save_picture(picture, directory / f"step-{trainer.global_step:07d}.png")
-    for logger in trainer.loggers:
-        if hasattr(logger, "log_image"):
-            logger.log_image(key=name, images=[picture], step=trainer.global_step)
+    log_picture(trainer, name, picture)

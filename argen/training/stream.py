@@ -37,6 +37,7 @@ class Stream(LightningDataModule):
         super().__init__()
         self.train, self.val = train, val
         self.steps, self.batch_size, self.workers, self.seed = steps, batch_size, workers, seed
+        self.accumulate = 1  # batches a step; `fit` sets it to the trainer's
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -53,13 +54,12 @@ class Stream(LightningDataModule):
                 num_workers=self.workers,
                 persistent_workers=self.workers > 0,
             )
-        accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
         sampler = DrawSampler(
             len(self.train),  # type: ignore[arg-type]
             seed=self.seed,
             rank=rank,
             world_size=world_size,
-            num_draws=self.steps * self.batch_size * accumulate,
+            num_draws=self.steps * self.batch_size * self.accumulate,
         )
         return StatefulDataLoader(
             self.train,

@@ -26,6 +26,7 @@ class Task(LightningModule):
     """
 
     log_every = 50  # steps between detailed logs; `fit` sets it to the trainer's
+    accumulate = 1  # batches a step, likewise
     leaves_unused = False  # whether a backward pass leaves parameters without gradient
 
     def __init__(self, *, optim: Optim, steps: int, seed: int = 0) -> None:
@@ -55,7 +56,10 @@ class Task(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Key this step's draws."""
-        torch.manual_seed(hash_seed("step", self.seed, self.global_step, self.global_rank))
+        key: tuple[Any, ...] = ("step", self.seed, self.global_step, self.global_rank)
+        if self.accumulate > 1:
+            key = (*key, batch_idx % self.accumulate)
+        torch.manual_seed(hash_seed(*key))
         self.values, self._accepted, self._batch = {}, True, batch_idx
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -84,4 +88,5 @@ class Task(LightningModule):
         self.log_dict({f"train/{name}": value for name, value in values.items()})
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         self.log("skipped_steps", float(self.finite.skipped))
-        self.log("images_seen", float(self.global_step * batch_size * self.trainer.world_size))
+        seen = self.global_step * self.accumulate * batch_size * self.trainer.world_size
+        self.log("images_seen", float(seen))

@@ -83,18 +83,18 @@ class TokenizerTask(Task):
             encoder_layer=self.tokenizer.encoder_last_layer(),
         )
         self.values = {**terms, "loss": total.detach()}
-        self._step(0, total)
+        self._step(0, total, batch_idx)
         if self.objective.trains_discriminator(step):
             judged, other = self.objective.discriminator_loss(images, output.images, step=step)
-            self._step(1, judged)
+            self._step(1, judged, batch_idx)
             terms = terms | other
             self.values |= other
         self.log("loss", total.detach(), prog_bar=True)
         if (step + 1) % self.log_every == 0:
             self.log_details(terms | output.metrics, len(images))
 
-    def _step(self, side: int, loss: Tensor) -> None:
-        """Step one side's optimiser and schedule."""
+    def _step(self, side: int, loss: Tensor, batch_idx: int) -> None:
+        """Add one side's gradient and, after the last batch of a step, move it."""
         optimizers: Any = self.optimizers(use_pl_optimizer=True)
         schedules: Any = self.lr_schedulers()
         optimizer = optimizers[side] if isinstance(optimizers, list) else optimizers
@@ -102,8 +102,12 @@ class TokenizerTask(Task):
         if side > 0:
             # Lightning counts a step for every optimiser; batches are what counts here.
             optimizer._on_before_step = optimizer._on_after_step = _nothing
-        optimizer.zero_grad()
-        self.manual_backward(loss)
+        place = batch_idx % self.accumulate
+        if place == 0:
+            optimizer.zero_grad()
+        self.manual_backward(loss / self.accumulate)
+        if place < self.accumulate - 1:
+            return
         optimizer.step()
         schedule.step()
 

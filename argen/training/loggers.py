@@ -1,0 +1,65 @@
+"""Where the numbers of a run go: a CSV file, Weights & Biases, TensorBoard, or nowhere."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from argen.errors import UserError
+from argen.ranks import first
+
+
+def make_logger(
+    settings: dict[str, Any], directory: Path, config: dict[str, Any] | None
+) -> Logger | bool:
+    """Return the logger that `configs/logger/*.yaml` describes; False for none.
+
+    Args:
+        settings: `kind`, and for wandb `project` and `offline`.
+        directory: of the stage; a resumed run writes on where it stopped.
+        config: what the run was started with, kept beside the numbers where the logger can.
+    """
+    kind = settings.get("kind", "csv")
+    if kind == "none":
+        return False
+    if kind == "csv":
+        return CSVLogger(directory, name="", version="logs")
+    if kind == "tensorboard":
+        if find_spec("tensorboard") is None:
+            raise UserError(
+                "logger=tensorboard needs the package tensorboard: pip install 'argen[tensorboard]'"
+            )
+        return TensorBoardLogger(directory, name="", version="tensorboard")
+    if kind == "wandb":
+        identity = directory / "wandb_id"
+        logger = WandbLogger(
+            name=f"{directory.parent.name}-{directory.name}",
+            project=settings.get("project", "argen"),
+            offline=bool(settings.get("offline", False)),
+            save_dir=directory,
+            id=identity.read_text().strip() if identity.is_file() else None,
+            config=config,
+        )
+        if first():  # a resumed run goes on in the same chart
+            identity.write_text(str(logger.experiment.id))
+        return logger
+    raise UserError(
+        f"Unknown logger {kind!r}; use logger=csv, wandb, wandb_offline, tensorboard or none."
+    )
+
+
+def log_picture(trainer: Trainer, name: str, picture: Any) -> None:
+    """Hand a PIL picture to the loggers that take pictures."""
+    import numpy as np
+
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(key=name, images=[picture], step=trainer.global_step)
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(
+                name, np.asarray(picture), trainer.global_step, dataformats="HWC"
+            )
