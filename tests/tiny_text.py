@@ -25,14 +25,14 @@ def tokenizer(*, pad: bool = True):
     return PreTrainedTokenizerFast(tokenizer_object=words, **names)
 
 
-def network(kind: str):
+def network(kind: str, *, width: int = 16):
     """Return a small random model: t5, clip, clip_text, gemma or bert."""
     import transformers as library
 
     vocab = len(WORDS) + 3
     shared = {
         "vocab_size": vocab,
-        "hidden_size": 16,
+        "hidden_size": width,
         "intermediate_size": 32,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
@@ -40,7 +40,7 @@ def network(kind: str):
     }
     ends = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
     if kind == "t5":
-        sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+        sizes = {"d_model": width, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
         config = library.T5Config(vocab_size=vocab, decoder_start_token_id=0, **sizes)
         return library.T5ForConditionalGeneration(config)
     if kind == "clip":
@@ -59,9 +59,9 @@ def network(kind: str):
     return library.BertModel(library.BertConfig(**shared))
 
 
-def save(directory: Path, kind: str = "t5", *, seed: int = 0, pad: bool = True) -> Path:
+def save(directory: Path, kind: str = "t5", *, seed: int = 0, width: int = 16) -> Path:
     """Write a model and its tokenizer; returns the directory."""
     torch.manual_seed(seed)
-    network(kind).save_pretrained(directory)
-    tokenizer(pad=pad).save_pretrained(directory)
+    network(kind, width=width).save_pretrained(directory)
+    tokenizer().save_pretrained(directory)
     return directory

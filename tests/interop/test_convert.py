@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import tiny_text
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import load_file
@@ -25,8 +26,13 @@ __all__ = ["llamagen_vq"]
 
 def convert(monkeypatch, capsys, *words):
     """Run `argen convert`; returns exit status and errors."""
-    GlobalHydra.instance().clear()
     monkeypatch.setattr("sys.argv", ["argen", "convert", *words])
+    return run(capsys)
+
+
+def run(capsys):
+    """Run the command line as it is set; returns exit status and errors."""
+    GlobalHydra.instance().clear()
     try:
         cli.main()
         status = 0
@@ -108,6 +114,29 @@ def test_a_pipeline_is_made_and_draws(source, tmp_path, monkeypatch, capsys, lla
     samples = pipe([1], n=2, seed=0)
     assert samples.images.shape == (2, 3, side, side)
     assert samples.images.isfinite().all()
+
+
+def test_a_released_model_of_texts_is_told_its_encoder(tmp_path, monkeypatch, capsys, llamagen_vq):
+    pytest.importorskip("transformers")
+    vq = llamagen_vq | {"quantize.embedding.weight": torch.randn(80, 8)}
+    torch.save({"model": vq}, tmp_path / "vq")
+    words = [f"ckpt={golden('llamagen-t2i', tmp_path / 't2i.pt')}", f"out={tmp_path / 'model'}"]
+    words += [f"tokenizer_ckpt={tmp_path / 'vq'}", f"image_size={SIDE}", "+options.heads=4"]
+    status, error = convert(monkeypatch, capsys, "source=llamagen", *words)
+    assert status == 0, error
+
+    line = ["argen", "sample", f"model={tmp_path / 'model'}", "text=two cats", "n=2", "cfg=2"]
+    line.append(f"out={tmp_path / 'drawn'}")
+    encoder = tiny_text.save(tmp_path / "t5", width=24)
+    wide = tiny_text.save(tmp_path / "wide", width=32)
+    for path, expected in ((None, "text_encoder=pretrained"), (wide, "(120, 24)"), (encoder, "")):
+        more = ["text_encoder=pretrained", f"text_encoder.path={path}"] if path else []
+        monkeypatch.setattr("sys.argv", line + more)
+        status, error = run(capsys)
+        assert status == (2 if expected else 0), error
+        assert expected in error
+    names = sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    assert names == ["00000-two-cats-seed0.png", "00001-two-cats-seed1.png", "grid.png"]
 
 
 def test_a_missing_or_foreign_tokenizer_and_unknown_options_are_refused(
