@@ -15,6 +15,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from argen.cluster import launched, start_again, take_rank
 from argen.configs import config_dir, preset_names
 from argen.errors import Preempted, UserError, suggest
 
@@ -38,17 +39,18 @@ def run(main: Callable[[Any], None], config_name: str, *, directory: Path | None
     verbatim = VERBATIM.get(config_name, ())
     sys.argv[1:] = [quoted(word, verbatim) for word in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back here instead of being printed there
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    # Libraries narrate below the level of a warning.
-    for name in ("matplotlib", "PIL", "torch", "fsspec", "hydra"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    _start_logging()
 
     @wraps(main)
     def guarded(config: Any) -> None:
+        _start_logging()  # once more in a process of a cluster's job, which begins here
+        take_rank()
         # Caught here, so that Hydra does not report an error of its own first.
         try:
             main(config)
         except UserError as error:
+            if launched():
+                raise  # to the command that waits for this job, which stops with it
             _stop(str(error))
         except OmegaConfBaseException as error:
             _stop(_explain(error, config_name, where))
@@ -56,6 +58,8 @@ def run(main: Callable[[Any], None], config_name: str, *, directory: Path | None
             _stop(f"{error.filename or error} is not writable; choose another with out=DIR.")
         except Preempted as stop:
             print(f"\n{stop}", file=sys.stderr)
+            if start_again():
+                _end_quietly()
             sys.exit(Preempted.CODE)
         except KeyboardInterrupt:
             print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
@@ -64,6 +68,8 @@ def run(main: Callable[[Any], None], config_name: str, *, directory: Path | None
     compose = hydra.main(config_path=str(where), config_name=config_name, version_base="1.3")
     try:
         compose(guarded)()
+    except UserError as error:
+        _stop(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         _stop(_explain(error, config_name, where))
 
@@ -115,6 +121,21 @@ def show(line: str = "") -> None:
     print(line, flush=True)
 
 
+def _start_logging() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    # Libraries narrate below the level of a warning.
+    for name in ("matplotlib", "PIL", "torch", "fsspec", "hydra", "submitit"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _end_quietly() -> None:
+    """Wait to be ended by Slurm, which starts the job again: an exit would end the job for good."""
+    import time
+
+    sys.stdout.flush()
+    time.sleep(600)
+
+
 def _stop(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
@@ -126,6 +147,8 @@ def _explain(error: Exception, config_name: str, where: Path) -> str:
 
     lines = [line for line in str(error).splitlines() if line.strip()]
     message = " ".join(line.strip() for line in lines)
+    if "hydra/launcher" in message and "submitit" in message:
+        return "cluster=slurm and submitit_local need submitit: pip install 'argen[slurm]'."
     choice = re.search(r"Could not find '([\w/]+)/([\w.-]+)'", message)
     if choice:
         group, name = choice.groups()

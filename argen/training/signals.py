@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1: finish the step, save, and stop so that a scheduler can start again."""
+"""SIGTERM, SIGUSR1, SIGUSR2: finish the step, save, and stop for a scheduler to start again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 log = logging.getLogger(__name__)
-SIGNALS = ("SIGTERM", "SIGUSR1")
+SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2")  # the last is what submitit asks Slurm for
 AGREE_EVERY = 10  # steps between the ranks' asking each other; each may hear a signal alone
 
 
