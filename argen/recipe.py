@@ -15,7 +15,7 @@ import torch
 
 from argen.build import build
 from argen.captioned import captions_of, encoder_for, reader_for, shown_texts
-from argen.checkpoint import read_json, write_json
+from argen.checkpoint import load_strict, read_json, write_json
 from argen.configs import for_codes
 from argen.data.codes import CodeDataset
 from argen.data.images import ImageSource
@@ -26,7 +26,7 @@ from argen.grid import save_picture
 from argen.model_directory import weights_fingerprint
 from argen.pipeline import Pipeline, load
 from argen.ranks import first, leave, wait
-from argen.run_numbers import code_numbers, heldout_psnr, sample_scores
+from argen.run_numbers import code_numbers, heldout_psnr, run_facts, sample_scores
 from argen.stage_record import StageRecord, settings_key
 from argen.starting import given_tokenizer, start_tokenizer
 from argen.text.base import TextEncoder
@@ -35,6 +35,7 @@ from argen.tokenizing import larger_source, write_codes
 from argen.training.fit import FitSettings, fit
 from argen.training.generator_task import GeneratorTask
 from argen.training.grids import ReconstructionGrid, SampleGrid, reconstruction_grid
+from argen.training.sharding import ShardedGeneratorTask, gathered
 from argen.training.stream import Stream
 from argen.training.tokenizer_task import TokenizerTask
 
@@ -182,11 +183,14 @@ class Recipe:
         torch.manual_seed(self.seed)
         spec, classes = codes["train"].spec, codes["train"].classes
         wanted: dict[str, Any] = {"num_classes": len(classes), "text": text.get("spec")}
-        generator = build(for_codes(stage["generator"], spec, **wanted))
+        network = for_codes(stage["generator"], spec, **wanted)
+        generator = build(network)
         generator.bind(tokenizer)
         fit_settings = self._fit_settings(stage)
         optim = build(stage["optim"])
-        task = GeneratorTask(generator, optim=optim, steps=fit_settings.steps, seed=self.seed)
+        sharded = fit_settings.trainer.get("strategy") == "fsdp2"
+        make = ShardedGeneratorTask if sharded else GeneratorTask
+        task = make(generator, optim=optim, steps=fit_settings.steps, seed=self.seed)
         defaults = {k: v for k, v in stage["samples"].items() if k != "per_class"}
         record.begin()
         texts = shown_texts(self.source) if reader else []
@@ -198,10 +202,14 @@ class Recipe:
             fit_settings,
             title="generator",
             directory=directory,
-            callbacks=[grid],
+            callbacks=[] if sharded else [grid],  # drawing needs whole weights
             config=stage | provenance(),
             resume=self.config["auto_resume"],
         )
+        if sharded:  # what was cut up stays so: the whole weights go into another
+            weights, generator = gathered(generator), build(network)
+            generator.bind(tokenizer)
+            load_strict(generator, weights, source="the ranks' shards")
         pipe = Pipeline(
             tokenizer=tokenizer,
             generator=generator.to(self.device),
@@ -240,20 +248,7 @@ class Recipe:
                 pipe, self.source, self.config["evaluate"], seed=self.seed, device=self.device
             )
         self.seconds["pictures and scores"] = time.perf_counter() - start
-        parts = {"tokenizer": pipe.tokenizer, "generator": pipe.generator}
-        result |= {
-            "name": self.config["name"],
-            "seed": self.seed,
-            "device": str(self.device),
-            "threads": torch.get_num_threads(),
-            "parameters": {
-                k: sum(p.numel() for p in m.parameters()) for k, m in parts.items() if m
-            },
-            "seconds": {k: round(v, 1) for k, v in self.seconds.items()},
-            "wall_seconds": round(sum(self.seconds.values()), 1),
-            "settings": key,
-            **provenance(),
-        }
+        result |= run_facts(pipe, self.config, self.device, self.seconds) | {"settings": key}
         write_json(path, result)
         return result
 

@@ -14,7 +14,7 @@ from argen.data.codes import CodeDataset
 from argen.data.images import ImageSource
 from argen.errors import UserError
 from argen.evaluation.metrics import code_usage, psnr_db, unigram_entropy_bits
-from argen.evaluation.report import evaluate
+from argen.evaluation.report import evaluate, provenance
 from argen.generators.base import Generator
 from argen.pipeline import Pipeline
 from argen.tokenizers.base import Tokenizer
@@ -107,3 +107,27 @@ def sample_scores(
         device=device,
         about={"sampling": pipe.defaults},
     )
+
+
+def run_facts(
+    pipe: Pipeline, config: dict[str, Any], device: torch.device, seconds: dict[str, float]
+) -> dict[str, Any]:
+    """Return what a run was: its name and seed, sizes, where and how long, and provenance.
+
+    Args:
+        pipe: what was trained.
+        config: the run's.
+        device: where it was drawn and scored.
+        seconds: of each stage.
+    """
+    parts = {"tokenizer": pipe.tokenizer, "generator": pipe.generator}
+    return {
+        "name": config["name"],
+        "seed": int(config["seed"]),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "parameters": {k: sum(p.numel() for p in m.parameters()) for k, m in parts.items() if m},
+        "seconds": {k: round(v, 1) for k, v in seconds.items()},
+        "wall_seconds": round(sum(seconds.values()), 1),
+        **provenance(),
+    }

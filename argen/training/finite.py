@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from argen.errors import UserError
 
@@ -38,7 +39,8 @@ class FiniteSteps:
         """
         stepped = [p for p in parameters if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in stepped])  # type: ignore[misc]
-        if not bool(torch.isfinite(norm)):
+        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if not bool(torch.isfinite(whole)):
             for parameter in stepped:
                 parameter.grad = None
             return False

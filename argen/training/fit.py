@@ -25,6 +25,7 @@ from argen.training.finite import FiniteSteps
 from argen.training.loggers import make_logger
 from argen.training.progress import progress
 from argen.training.recompute import recompute_activations
+from argen.training.sharding import ShardedEMA, ShardedGeneratorTask, sharded_strategy
 from argen.training.signals import StopOnSignal
 from argen.training.stream import Stream
 from argen.training.task import Task
@@ -96,7 +97,9 @@ def fit(
     """
     _quiet()
     start = time.perf_counter()
-    timer, ema = Timer(), EMA(settings.ema) if settings.ema else None
+    sharded = isinstance(task, ShardedGeneratorTask)
+    averaging: type[EMA] | type[ShardedEMA] = ShardedEMA if sharded else EMA
+    timer, ema = Timer(), averaging(settings.ema) if settings.ema else None
     folder = directory / "checkpoints"
     last = _checkpoint(folder, title, resume=resume)
     stop = StopOnSignal(folder / LAST)
@@ -111,6 +114,13 @@ def fit(
     options = {k: v for k, v in settings.trainer.items() if v is not None}
     device = pick_device(str(options.get("accelerator", "auto")))
     options["precision"] = pick_precision(str(options.get("precision", "auto")), device)
+    stream.even = sharded
+    if sharded:
+        nodes = int(options.get("num_nodes", 1))
+        options["strategy"] = sharded_strategy(options.get("devices", "auto"), nodes)
+    elif options.get("strategy") == "fsdp2":
+        log.info("%s: trainer=fsdp2 cuts up generators; this stage runs by ddp", title)
+        options["strategy"] = "ddp"
     if options.get("strategy") == "ddp" and task.leaves_unused:
         options["strategy"] = "ddp_find_unused_parameters_true"
     stream.accumulate = int(options.get("accumulate_grad_batches", 1))

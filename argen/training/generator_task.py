@@ -47,7 +47,7 @@ class GeneratorTask(Task):
         self.values = {"loss": output.loss.detach()}
         self.log("loss", self.values["loss"], prog_bar=True)
         if self.logging_step:
-            self.log_details(output.metrics, len(batch["label"]))
+            self.log_details(output.metrics | self.values, len(batch["label"]))
         return output.loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:

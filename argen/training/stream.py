@@ -38,6 +38,7 @@ class Stream(LightningDataModule):
         self.train, self.val = train, val
         self.steps, self.batch_size, self.workers, self.seed = steps, batch_size, workers, seed
         self.accumulate = 1  # batches a step; `fit` sets it to the trainer's
+        self.even = False  # whether all ranks must validate on as many samples
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -83,11 +84,10 @@ class Stream(LightningDataModule):
     def val_dataloader(self) -> StatefulDataLoader:
         """Return the loader of one validation pass."""
         rank, world_size = self._ranks()
-        sampler = DrawSampler.one_pass(
-            len(self.val),  # type: ignore[arg-type]
-            rank=rank,
-            world_size=world_size,
-        )
+        count = len(self.val)  # type: ignore[arg-type]
+        if self.even:
+            count -= count % world_size
+        sampler = DrawSampler.one_pass(count, rank=rank, world_size=world_size)
         return StatefulDataLoader(
             self.val,
             batch_size=self.batch_size * 4,

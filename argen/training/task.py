@@ -84,8 +84,9 @@ class Task(LightningModule):
         return (self.global_step + 1) % self.log_every == 0
 
     def log_details(self, values: dict[str, Any], batch_size: int) -> None:
-        """Log named values, the learning rate and the number of images seen."""
-        self.log_dict({f"train/{name}": value for name, value in values.items()})
+        """Log means over the ranks of named values, the learning rate and the images seen."""
+        named = {f"train/{name}": value for name, value in values.items()}
+        self.log_dict(named, sync_dist=self.trainer.world_size > 1)
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         self.log("skipped_steps", float(self.finite.skipped))
         seen = self.global_step * self.accumulate * batch_size * self.trainer.world_size

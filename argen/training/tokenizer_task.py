@@ -91,7 +91,7 @@ class TokenizerTask(Task):
             self.values |= other
         self.log("loss", total.detach(), prog_bar=True)
         if (step + 1) % self.log_every == 0:
-            self.log_details(terms | output.metrics, len(images))
+            self.log_details(terms | output.metrics | {"loss": total.detach()}, len(images))
 
     def _step(self, side: int, loss: Tensor, batch_idx: int) -> None:
         """Add one side's gradient and, after the last batch of a step, move it."""

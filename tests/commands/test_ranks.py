@@ -108,3 +108,30 @@ def test_two_ranks_write_the_codes_that_one_writes_and_training_reads_them(
     assert refused.returncode == 2
     assert "0123456789abcdef" in refused.stderr
     assert theirs in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_sharded_generator_is_killed_goes_on_and_is_exported_whole(tmp_path: Path) -> None:
+    import signal
+
+    from test_resume import assert_same, start
+
+    averaged = [word for word in SAME if word != "fit.ema=0"] + ["fit.ema=0.9", "fit.steps=30"]
+    words = ["train", "name=digits", *averaged, "fit.save_every=5", "fit.val_every=7"]
+    ranks = ["trainer=fsdp2", *TWO[1:], "fit.batch_size=4"]
+    places = [tmp_path / name for name in ("alone", "whole", "stopped")]
+    for place in places:
+        place.mkdir()
+    process = start([*words, *ranks], places[2], "generator")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for place, more in zip(places, (["fit.batch_size=8"], ranks, ranks)):
+        done = command(*words, *more, cwd=place)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "generator: going on from" in done.stdout
+    models = [place / "outputs" / "digits" / "model" for place in places]
+    assert_same(models[1], models[2])
+    alone, sharded = (load_file(model / "generator.safetensors") for model in models[:2])
+    assert alone.keys() == sharded.keys()
+    for key, value in alone.items():
+        torch.testing.assert_close(sharded[key], value, rtol=1e-3, atol=1e-4, msg=key)
