@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 
 from argen.errors import UserError
@@ -43,7 +46,7 @@ def pick_precision(name: str, device: torch.device) -> str:
 
 
 def pick_dtype(name: str) -> torch.dtype:
-    """Return the type of weights that draw: `float32` or `bfloat16`.
+    """Return the type of weights: `float32` or `bfloat16`.
 
     Raises:
         UserError: for any other name.
@@ -52,3 +55,10 @@ def pick_dtype(name: str) -> torch.dtype:
     if name not in dtypes:
         raise UserError(f"Unknown precision={name}; use {' or '.join(dtypes)}.")
     return dtypes[name]
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Keep TF32 out of convolutions, so that a picture does not depend on its batch."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)

@@ -19,6 +19,7 @@ from argen.build import build
 from argen.checkpoint import load_strict, read_json, read_weights, save_weights, write_json
 from argen.errors import CheckpointError, UserError
 from argen.generators.base import Generator
+from argen.layers.int8 import holds_int8
 from argen.spec import CodeSpec, require_same_spec
 from argen.tokenizers.base import Tokenizer
 
@@ -40,6 +41,8 @@ def write_model(
         generator: likewise, if there is one.
         about: class names, sampling defaults, provenance.
     """
+    if generator is not None and holds_int8(generator):
+        raise UserError("A model whose weights were rounded to int8 cannot be saved.")
     directory = Path(directory)
     config: dict[str, Any] = {
         "format": FORMAT,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -16,8 +15,10 @@ from argen.classes import class_ids
 from argen.controls import controls
 from argen.decoding.base import Decoder, Observer
 from argen.decoding.default import default_decoder
+from argen.device import full_precision
 from argen.errors import UserError
 from argen.generators.base import Generator
+from argen.layers.drawing import PRECISIONS, check_precision, to_precision
 from argen.layers.noise import SeededNoise
 from argen.model_directory import read_model, write_model
 from argen.samples import Samples
@@ -74,11 +75,18 @@ class Pipeline:
             self.generator.to(device)
         return self
 
-    def to_dtype(self, dtype: torch.dtype) -> Pipeline:
-        """Convert the weights, e.g. to bfloat16 for speed."""
-        self.tokenizer.to(dtype)
+    def to_precision(self, name: str) -> Pipeline:
+        """Convert the weights: `float32`, `bfloat16`, or `int8` for the generator's products.
+
+        int8 is for drawing on a CPU, and for good: such a pipeline cannot be saved or converted.
+
+        Raises:
+            UserError: for another name, or int8 where there is no such product.
+        """
+        check_precision(name)
+        self.tokenizer.to(PRECISIONS[name])
         if self.generator is not None:
-            self.generator.to(dtype)
+            to_precision(self.generator, name)
         return self
 
     def labels(self, classes: Any) -> list[int]:
@@ -180,7 +188,7 @@ class Pipeline:
         for start in range(0, len(asked), batch_size):
             part = slice(start, start + batch_size)
             own = seeds[part]
-            with _full_precision(self.device):
+            with full_precision(self.device):
                 result = decoder(
                     generator,
                     generator.conditioner(conditions.inputs[part]),
@@ -288,10 +296,3 @@ def load(
         conditioner = None if generator is None else generator.conditioner
         pipeline.text = reader_of(text_encoder, conditioner)
     return pipeline if device is None else pipeline.to(device)
-
-
-def _full_precision(device: torch.device) -> Any:
-    """Keep TF32 out of convolutions, so that a picture does not depend on its batch."""
-    if device.type != "cuda":
-        return nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)

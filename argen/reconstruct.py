@@ -23,7 +23,7 @@ def main(config: Any) -> None:
     require_positive(settings, "batch_size")
     dtype = pick_dtype(settings["precision"])
     pipe = load(settings["model"], device=pick_device(settings["device"]), trust=settings["trust"])
-    pipe.to_dtype(dtype)
+    pipe.tokenizer.to(dtype)
     if settings["codes"] is not None:
         _decode(pipe, settings)
     else:

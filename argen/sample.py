@@ -18,8 +18,9 @@ def main(config: Any) -> None:
     from argen.build import build
     from argen.checkpoint import replacing
     from argen.controls import SETTINGS
-    from argen.device import pick_device, pick_dtype
+    from argen.device import pick_device
     from argen.grid import save_picture, to_uint8
+    from argen.layers.drawing import check_precision
     from argen.pipeline import load
     from argen.preview import Preview, save_animation
     from argen.train import plain
@@ -28,7 +29,7 @@ def main(config: Any) -> None:
     require_positive(settings, "batch_size")
     if settings["format"] not in ("png", "npz"):
         raise UserError(f"Unknown format={settings['format']}; use png or npz.")
-    dtype = pick_dtype(settings["precision"])
+    check_precision(settings["precision"])
     texts = _texts(settings)
     pipe = load(
         settings["model"],
@@ -36,7 +37,7 @@ def main(config: Any) -> None:
         trust=settings["trust"],
         text_encoder=settings.get("text_encoder"),
     )
-    pipe.to_dtype(dtype)
+    pipe.to_precision(settings["precision"])
     given = _given(pipe, settings)
     known = None if given is None else given[2]
     decoder = build(settings["decoder"]) if settings.get("decoder") else None

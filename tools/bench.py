@@ -32,6 +32,7 @@ def measure_subject(subject: str, settings: Mapping[str, Any]) -> dict[str, Any]
     import torch
     from bench.cases import measure
     from bench.machine import bound, ceilings, machine
+    from bench.profile import profile_of
 
     from argen.device import pick_device
     from argen.evaluation.report import provenance
@@ -45,6 +46,8 @@ def measure_subject(subject: str, settings: Mapping[str, Any]) -> dict[str, Any]
         for row in measure(group, rounds=settings["rounds"], device=device):
             rows.append(row.to_dict())
             rows[-1]["bound_seconds"] = bound(rows[-1], found)
+            if settings["profile"]:
+                rows[-1]["profile"] = profile_of(row.case.call, device)
             print(f"  {dict(row.case.labels)}: {row.median:.4g} s", file=sys.stderr, flush=True)
         del group
     return {
@@ -72,7 +75,7 @@ def main() -> None:
         sys.exit(0 if name in ("", "-h", "--help") else 2)
 
     def measured(config: Any) -> None:
-        from bench.table import about, markdown
+        from bench.table import about, markdown, profiles
 
         from argen.checkpoint import write_json
         from argen.train import plain
@@ -90,6 +93,8 @@ def main() -> None:
         write_json(out, result)
         show(f"{about(result)}\n")
         show(markdown(result, before))
+        if settings["profile"]:
+            show(profiles(result))
         show(f"\n{out}")
 
     rest = sys.argv[2:]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from bench.table import about, markdown
+from bench.table import about, markdown, profiles
 
 PAGE = Path(__file__).parents[1] / "benchmarks" / "README.md"
 BLOCK = re.compile(r"(<!-- bench (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -28,6 +28,8 @@ def filled(page: str) -> str:
     def block(match: re.Match[str]) -> str:
         result = json.loads((PAGE.parent / match[2]).read_text())
         text = f"`{result['command']}`\n\n{about(result)}.\n\n{markdown(result)}\n"
+        if found := profiles(result):
+            text += f"\nBusy time by operation:\n\n{found}\n"
         return f"{match[1]}\n{text}\n{match[4]}"
 
     return BLOCK.sub(block, page)

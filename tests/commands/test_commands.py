@@ -96,6 +96,23 @@ def test_a_picture_is_completed(
     assert Path("completed/preview.gif").is_file()
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_other_precisions_draw(
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    precision: str,
+) -> None:
+    monkeypatch.chdir(workplace)
+    words = ["sample", "model=outputs/digits/model", "n=1", f"precision={precision}", "device=cpu"]
+    status, said, err = call(monkeypatch, capsys, *words, f"out={precision}")
+    assert status == 0, err
+    assert "10 pictures" in said
+    pipe = argen.load("outputs/digits/model").to_precision("int8")
+    with pytest.raises(argen.errors.UserError, match="cannot be saved"):
+        pipe.save("saved")
+
+
 def test_python_api(workplace: Path) -> None:
     pipe = argen.load(workplace / "outputs" / "digits" / "model")
     samples = pipe(["three"], n=2, seed=5)

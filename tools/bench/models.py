@@ -12,6 +12,7 @@ from argen.build import build
 from argen.configs import for_codes, preset, preset_names
 from argen.errors import UserError, suggest
 from argen.generators.base import Generator
+from argen.layers.int8 import Int8Linear
 from argen.tokenizers.base import Tokenizer
 
 
@@ -98,4 +99,6 @@ def generator(name: str, *, device: torch.device, dtype: torch.dtype, **changes:
 def read_bytes(model: nn.Module) -> int:
     """Return the bytes of weights that a pass reads: all but embedding tables."""
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    return sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in tables)
+    read = sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in tables)
+    rounded = [m for m in model.modules() if isinstance(m, Int8Linear)]
+    return read + sum(m.in_features * m.out_features for m in rounded)

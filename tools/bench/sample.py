@@ -10,6 +10,7 @@ import torch
 from argen.build import build
 from argen.configs import preset, preset_names
 from argen.controls import controls
+from argen.data.codes import CodeDataset
 from argen.decoding.base import Decoder
 from argen.decoding.default import default_decoder
 from argen.decoding.sequential import Sequential
@@ -17,8 +18,10 @@ from argen.device import pick_device
 from argen.errors import UserError, suggest
 from argen.generators.gpt import GPT
 from argen.generators.next_token import NextToken
+from argen.layers.drawing import check_precision, to_precision
 from argen.layers.noise import SeededNoise
 from argen.pipeline import load
+from argen.run_numbers import heldout_bits
 from bench.cases import Case
 from bench.models import Published, generator, published, read_bytes
 from bench.released_llamagen import ReleasedLoop
@@ -32,6 +35,8 @@ def groups(settings: Mapping[str, Any]) -> Iterator[list[Case]]:
     """Yield a group a model, precision and batch size; its strategies take turns."""
     device = pick_device(settings["device"])
     known = (*MORE_DECODERS, *preset_names("decoder"))
+    for precision in settings["precisions"]:
+        check_precision(precision)
     for name in settings["decoders"]:
         if name not in known:
             raise UserError(f"There is no decoder {name!r}.{suggest(name, known)}")
@@ -43,13 +48,12 @@ def groups(settings: Mapping[str, Any]) -> Iterator[list[Case]]:
     for model in settings["models"]:
         for precision in settings["precisions"]:
             network = generator(
-                model, device=device, dtype=getattr(torch, precision), **settings["changes"]
+                model, device=device, dtype=torch.float32, **settings["changes"]
             ).eval()
+            to_precision(network, precision)
             for batch in settings["batches"]:
                 yield [
-                    _case(
-                        network, model, name, precision, batch, settings["seed"], published(model)
-                    )
+                    _case(network, model, name, precision, batch, settings, published(model))
                     for name in settings["decoders"]
                 ]
 
@@ -57,10 +61,14 @@ def groups(settings: Mapping[str, Any]) -> Iterator[list[Case]]:
 def _trained(settings: Mapping[str, Any], device: torch.device) -> Iterator[list[Case]]:
     """Yield the groups of a model directory: some strategies' pace depends on what it learnt."""
     for precision in settings["precisions"]:
-        pipe = load(settings["trained"], device=device).to_dtype(getattr(torch, precision))
+        pipe = load(settings["trained"], device=device).to_precision(precision)
         how = Published(tokenizer="", settings=pipe.defaults)
+        bits = None
+        if settings["codes"] is not None:
+            val = CodeDataset(settings["codes"], split="val")
+            bits = heldout_bits(pipe.generator, val, device)
         for batch in settings["batches"]:
-            rest = (precision, batch, settings["seed"], how, pipe.tokenizer)
+            rest = (precision, batch, settings, how, pipe.tokenizer, bits)
             yield [_case(pipe.generator, "trained", name, *rest) for name in settings["decoders"]]
 
 
@@ -70,18 +78,21 @@ def _case(
     name: str,
     precision: str,
     batch: int,
-    seed: int,
+    settings: Mapping[str, Any],
     how: Published,
     tokenizer: Any = None,
+    bits: float | None = None,
 ) -> Case:
-    device = next(network.parameters()).device
+    device, seed = next(network.parameters()).device, settings["seed"]
     labels = torch.arange(batch, device=device) % network.conditioner.num_classes
     guidance, filters = controls(how.settings, {})
     columns = {"model": model, "precision": precision, "batch": batch, "decoder": name}
     rows, L = batch * (2 if guidance.active else 1), network.spec.length
-    size = next(network.parameters()).element_size()
+    size = next(network.parameters()).element_size()  # of the cache too
     first = "sequential" if tokenizer is not None else "released"
     if name == "released":
+        if precision == "int8":
+            raise UserError("The released loop has no int8 weights: leave decoder `released` out.")
         if not isinstance(network, GPT) or how.tokenizer != "llamagen_vq16":
             raise UserError(f"The released loop here is LlamaGen's; {model} has another.")
         loop = ReleasedLoop(network, scale=float(how.settings["cfg"]))
@@ -104,6 +115,7 @@ def _case(
                 "passes": result.passes,
                 "codes/pass": L / result.passes,
                 "exact": "yes" if decoder.exact else "no",
+                **({} if bits is None else {"bits/code": bits}),
             }
 
     read = read_bytes(network)
@@ -112,7 +124,7 @@ def _case(
         attention: Any = network.blocks[0].attention
         width = attention.kv_heads * attention.head_dim
         cached = 2.0 * len(network.blocks) * rows * width * (network.prefix_length + L / 2) * size
-        flops = 2.0 * read / size * rows * L
+        flops = 2.0 * read / (1 if precision == "int8" else size) * rows * L
     return Case(
         columns,
         call=call,
@@ -121,8 +133,16 @@ def _case(
         bytes=lambda result: (read + cached) * result["passes"],
         flops=flops,
         dtype=precision,
-        base=None if name == first else {"decoder": first},
+        base=_base(name, precision, first, settings),
     )
+
+
+def _base(name: str, precision: str, first: str, settings: Mapping[str, Any]) -> Any:
+    """Return what a row is compared with: the first strategy, in float32 if that is there too."""
+    compared = "float32" if "float32" in settings["precisions"] else precision
+    if name == first and precision == compared:
+        return None
+    return {"decoder": first, "precision": compared}
 
 
 def _decoder(name: str, network: Any, how: Any) -> Decoder:

@@ -42,6 +42,17 @@ def markdown(result: Mapping[str, Any], against: Mapping[str, Any] | None = None
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def profiles(result: Mapping[str, Any]) -> str:
+    """Return a line a row that was profiled: its operations by their share of the busy time."""
+    lines = []
+    for row in result["rows"]:
+        if "profile" in row:
+            name = " ".join(str(value) for value in row["labels"].values())
+            shares = ", ".join(f"`{key}` {share:.0%}" for key, share in row["profile"].items())
+            lines.append(f"- {name}: {shares}")
+    return "\n".join(lines)
+
+
 def about(result: Mapping[str, Any]) -> str:
     """Return one line on the machine that a result comes from."""
     facts, found = result["machine"], result["ceilings"]

@@ -1,0 +1,36 @@
+"""A network's weights in the precision that it draws in."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from argen.errors import UserError
+from argen.layers.few_rows import for_few_rows
+from argen.layers.int8 import round_weights
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
+
+
+def check_precision(name: str) -> None:
+    """Raise a UserError unless `name` is a precision that models draw in."""
+    if name not in PRECISIONS:
+        raise UserError(f"Unknown precision={name}; use {', '.join(PRECISIONS)}.")
+
+
+def to_precision(network: nn.Module, name: str) -> None:
+    """Convert the weights in place, and choose the products that suit them.
+
+    Args:
+        network: a generator in evaluation mode.
+        name: `float32`, `bfloat16`, or `int8`: linear layers with int8 weights, on a CPU and for
+            good, the rest in float32.
+
+    Raises:
+        UserError: for another name, or int8 where there is no such product.
+    """
+    check_precision(name)
+    network.to(PRECISIONS[name])
+    for_few_rows(network, on=name == "bfloat16")
+    if name == "int8":
+        round_weights(network)
