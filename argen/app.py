@@ -154,6 +154,8 @@ def _explain(error: Exception, config_name: str, where: Path) -> str:
         group, name = choice.groups()
         return f"There is no {group}={name}.{suggest(name, preset_names(group))} {lines[0]}"
     wrong = re.search(r"Could not override '([\w./@-]+)'", message)
+    if wrong and wrong.group(1).startswith("cluster.sbatch."):
+        return f"Options of sbatch are added with a plus: +{wrong.group(1)}=..."
     if wrong:
         return f"{lines[0]}{suggest(wrong.group(1), _known_keys(config_name, where))}"
     if isinstance(error, MissingMandatoryValue):

@@ -195,6 +195,7 @@ def test_help_can_be_read(
         (["train", *TINY, "data.image_size=9"], "not divisible by the tokenizer's factor"),
         (["train", *TINY, "~objective.weights.codebook", "name=unweighted"], "without a weight"),
         (["train", *TINY, "fit.steps=0"], "fit.steps=0 must be at least 1"),
+        (["train", "cluster=slurm", "cluster.sbatch.qos=x"], "with a plus: +cluster.sbatch.qos"),
         (["sample"], "model must be given"),
         (["sample", "model=nowhere"], "is not an argen model directory"),
         (["sample", "model=outputs/digits"], "Did you mean outputs/digits/model?"),

@@ -12,8 +12,10 @@ from argen.decoding.proactive import Proactive
 from argen.decoding.sequential import Sequential
 from argen.decoding.speculative import Speculative
 from argen.errors import IncompatibleError, UserError
+from argen.generators.conditioning import TextConditioner
 from argen.layers.noise import SeededNoise
 from argen.spec import CodeSpec, Segment
+from argen.text.features import TextFeatures
 
 SPECS = [
     CodeSpec("discrete", (Segment((4, 4), vocab_sizes=(24,), dim=4),)),
@@ -48,10 +50,20 @@ def lookahead_presets():
     return pairs
 
 
+def conditions(conditioner, labels):
+    """Return what stands for labels, also where texts are read: features of their own for each."""
+    if not isinstance(conditioner, TextConditioner):
+        return conditioner(torch.tensor(labels))
+    draws = torch.Generator().manual_seed(0)
+    features = torch.randn(9, conditioner.length, conditioner.feature_dim, generator=draws)
+    mask = torch.ones(len(labels), conditioner.length, dtype=torch.bool)
+    return conditioner(TextFeatures(features[labels], mask))
+
+
 def draw(decoder, generator, labels, seeds, *, guidance=None, filters=None, observer=None):
     return decoder(
         generator,
-        generator.conditioner(torch.tensor(labels)),
+        conditions(generator.conditioner, labels),
         guidance=guidance or Guidance(),
         filters=filters or Filters(),
         noise=SeededNoise(seeds),

@@ -248,6 +248,6 @@ def test_wrong_choices_are_named():
         xar("cell", None, spec=discrete)
     model = xar("cell", None)
     cond = model.conditioner(torch.tensor([0]))
-    cond.vector_BD = None
-    with pytest.raises(UserError, match="condition vector"):
+    cond.vector_BD = cond.tokens_BTD = None
+    with pytest.raises(UserError, match="need a condition"):
         model.start(cond)

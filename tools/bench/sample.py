@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -87,6 +88,7 @@ def _case(
     labels = torch.arange(batch, device=device) % network.conditioner.num_classes
     guidance, filters = controls(how.settings, {})
     columns = {"model": model, "precision": precision, "batch": batch, "decoder": name}
+    times = settings["times"] if tokenizer is not None else 1
     rows, L = batch * (2 if guidance.active else 1), network.spec.length
     size = next(network.parameters()).element_size()  # of the cache too
     first = "sequential" if tokenizer is not None else "released"
@@ -103,17 +105,22 @@ def _case(
             decoder.bind(tokenizer)
 
         def call() -> dict[str, Any]:
-            with torch.inference_mode():
-                result = decoder(
-                    network,
-                    network.conditioner(labels),
-                    guidance=guidance,
-                    filters=filters,
-                    noise=SeededNoise(list(range(seed, seed + batch)), device=device),
-                )
+            passes = []
+            for number in range(times):
+                first_seed = seed + number * batch
+                with torch.inference_mode():
+                    result = decoder(
+                        network,
+                        network.conditioner((labels + number) % network.conditioner.num_classes),
+                        guidance=guidance,
+                        filters=filters,
+                        noise=SeededNoise(range(first_seed, first_seed + batch), device=device),
+                    )
+                passes.append(result.passes)
+            mean = statistics.mean(passes)
             return {
-                "passes": result.passes,
-                "codes/pass": L / result.passes,
+                "passes": mean,
+                "codes/pass": L / mean,
                 "exact": "yes" if decoder.exact else "no",
                 **({} if bits is None else {"bits/code": bits}),
             }
@@ -128,10 +135,10 @@ def _case(
     return Case(
         columns,
         call=call,
-        units=batch,
+        units=batch * times,
         unit="images",
-        bytes=lambda result: (read + cached) * result["passes"],
-        flops=flops,
+        bytes=lambda result: (read + cached) * result["passes"] * times,
+        flops=flops * times,
         dtype=precision,
         base=_base(name, precision, first, settings),
     )
