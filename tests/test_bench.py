@@ -78,7 +78,7 @@ def test_table_compares_with_base_bound_and_an_earlier_run() -> None:
     fast = row(
         labels={"what": "new", "batch": 1},
         median_seconds=1.0,
-        base={"what": "old"},
+        bases={"x base": {"what": "old"}},
         bound_seconds=0.5,
     )
     before = {"rows": [{**fast, "median_seconds": 3.0}]}
@@ -153,7 +153,7 @@ def test_a_subject_by_command(words: tuple[str, ...], tmp_path: Path) -> None:
 @torch.inference_mode()
 def test_the_released_loop_draws_the_same_greedy_codes() -> None:
     from bench.models import generator
-    from bench.released_llamagen import ReleasedLoop
+    from bench.released.llamagen_loop import ReleasedLoop
 
     from argen.decoding.filters import Filters
     from argen.decoding.guidance import Guidance

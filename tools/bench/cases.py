@@ -32,7 +32,7 @@ class Case:
             `call` returned.
         flops: floating-point operations of the matrix products, likewise.
         dtype: in which these run.
-        base: labels of the row that this one is compared with, a part of them; None for none.
+        bases: columns that compare this row with others: labels that tell each from this row.
         seconds: measured by the work itself, of a value that `call` returned, in place of the
             clock around `call`.
     """
@@ -44,7 +44,7 @@ class Case:
     bytes: Amount = 0.0
     flops: Amount = 0.0
     dtype: str = "float32"
-    base: Mapping[str, Any] | None = None
+    bases: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     seconds: Callable[[Any], float] | None = None
 
 
@@ -80,7 +80,7 @@ class Row:
             "bytes": self._amount(case.bytes),
             "flops": self._amount(case.flops),
             "dtype": case.dtype,
-            **({"base": dict(case.base)} if case.base else {}),
+            **({"bases": {k: dict(v) for k, v in case.bases.items()}} if case.bases else {}),
             **({"numbers": self.numbers} if self.numbers else {}),
         }
 

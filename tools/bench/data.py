@@ -86,7 +86,7 @@ def _pictures(settings: Mapping[str, Any], place: Path) -> Iterator[Case]:
             call=Endless(loader, batches),
             units=batches * batch,
             unit="images",
-            base={"reads": "ImageFolder"},
+            bases={"x base": {"reads": "ImageFolder"}},
         )
 
 

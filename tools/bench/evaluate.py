@@ -33,7 +33,7 @@ def groups(settings: Mapping[str, Any]) -> Iterator[list[Case]]:
                     call=partial(_run, words, Path(place)),
                     units=2 * count,
                     unit="images",
-                    base=None if name == "torch-fidelity" else {"command": "torch-fidelity"},
+                    bases={"x base": {"command": "torch-fidelity"}},
                 )
                 for name, words in _commands(*folders, weights).items()
             ]

@@ -25,7 +25,7 @@ from argen.pipeline import load
 from argen.run_numbers import heldout_bits
 from bench.cases import Case
 from bench.models import Published, generator, published, read_bytes
-from bench.released_llamagen import ReleasedLoop
+from bench.released.llamagen_loop import ReleasedLoop
 
 # Beside the presets of configs/decoder: LlamaGen's released loop, `sequential` compiled, and what
 # the model is published with.
@@ -140,15 +140,13 @@ def _case(
         bytes=lambda result: (read + cached) * result["passes"] * times,
         flops=flops * times,
         dtype=precision,
-        base=_base(name, precision, first, settings),
+        bases={"x base": _base(precision, first, settings)},
     )
 
 
-def _base(name: str, precision: str, first: str, settings: Mapping[str, Any]) -> Any:
+def _base(precision: str, first: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a row is compared with: the first strategy, in float32 if that is there too."""
     compared = "float32" if "float32" in settings["precisions"] else precision
-    if name == first and precision == compared:
-        return None
     return {"decoder": first, "precision": compared}
 
 

@@ -9,16 +9,18 @@ from typing import Any
 def markdown(result: Mapping[str, Any], against: Mapping[str, Any] | None = None) -> str:
     """Return the table of a result file.
 
-    Columns: labels, time of a call (median, spread), rate, times faster than the row's base, share
-    of the bound, memory beyond what was held, further numbers, and the time against another file's.
+    Columns: labels, time of a call (median, spread), rate, times faster than each of the row's
+    bases, share of the bound, memory beyond what was held, further numbers, and the time against
+    another file's.
     """
     rows = result["rows"]
     labels = _keys(row["labels"] for row in rows)
     numbers = _keys(row.get("numbers", {}) for row in rows)
     before = {_key(row["labels"]): row for row in (against or {}).get("rows", ())}
     header = [*labels, "time", "spread", "rate"]
+    compared = _keys(_bases(row) for row in rows)
     columns = {
-        "x base": [_times_base(row, rows) for row in rows],
+        **{name: [_times_base(row, name, rows) for row in rows] for name in compared},
         "x bound": [_times_bound(row) for row in rows],
         "MFU": [_utilisation(row, result.get("ceilings", {})) for row in rows],
         "extra MB": [_memory(row) for row in rows],
@@ -91,12 +93,17 @@ def _memory(row: Mapping[str, Any]) -> str:
     return "" if row["extra_mb"] is None else f"{row['extra_mb']:,.0f}"
 
 
-def _times_base(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    if "base" not in row:
+def _bases(row: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Return the labels of the rows that this one is compared with, by column."""
+    return row.get("bases") or ({"x base": row["base"]} if "base" in row else {})
+
+
+def _times_base(row: Mapping[str, Any], name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    if name not in _bases(row):
         return ""
-    wanted = {**row["labels"], **row["base"]}
+    wanted = {**row["labels"], **_bases(row)[name]}
     for other in rows:
-        if _key(other["labels"]) == _key(wanted):
+        if other is not row and _key(other["labels"]) == _key(wanted):
             mine, theirs = (r["median_seconds"] / r["units"] for r in (row, other))
             return f"{theirs / mine:.2f}"
     return ""

@@ -79,7 +79,7 @@ def _case(
         unit="images",
         flops=flops,
         dtype=precision,
-        base={"precision": "float32", "layout": "contiguous", "mode": "eager"},
+        bases={"x base": {"precision": "float32", "layout": "contiguous", "mode": "eager"}},
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from argen.device import pick_device
 from argen.errors import UserError
@@ -16,8 +17,9 @@ from argen.training.optim import Optim
 from argen.training.recompute import recompute_activations
 from bench.cases import Case
 from bench.models import generator, published
+from bench.released.step import released_network
 
-MODES = ("eager", "compiled", "recompute", "compiled_recompute")
+MODES = ("eager", "compiled", "recompute", "compiled_recompute", "released")
 
 
 def groups(settings: Mapping[str, Any]) -> Iterator[list[Case]]:
@@ -45,12 +47,17 @@ def _case(
     changes: Mapping[str, Any],
 ) -> Case:
     network = generator(model, device=device, dtype=torch.float32, **changes).train()
-    step = TrainingStep(network, precision, batch)
-    flops = count_flops(step)
+    own = TrainingStep(network, precision, batch)
+    step: Step = own
+    flops = count_flops(own)
+    if mode == "released":
+        released = released_network(model, network).to(device).train()
+        call = partial(released, **own.batch)
+        step = Step(released, call, released.optimizer(), precision)
     if "recompute" in mode:
         recompute_activations(network)
     if "compiled" in mode:
-        step.task.compile_network()
+        own.task.compile_network()
     return Case(
         {"model": model, "precision": precision, "batch": batch, "mode": mode},
         call=step,
@@ -58,12 +65,48 @@ def _case(
         unit="tokens",
         flops=flops,
         dtype=precision,
-        base={"precision": "float32", "mode": "eager"},
+        bases={
+            "x released": {"mode": "released"},
+            "x float32": {"precision": "float32"},
+            "x eager": {"mode": "eager"},
+        },
     )
 
 
-class TrainingStep:
-    """One step of a generator's own task on random codes.
+class Step:
+    """Forward, backward, clipping and the optimiser.
+
+    Args:
+        network: on its device, in float32.
+        loss: makes the loss.
+        optimizer: of the network's weights.
+        precision: bfloat16 for autocast.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: Callable[[], Tensor],
+        optimizer: torch.optim.Optimizer,
+        precision: str,
+    ) -> None:
+        self.network, self.loss = network, loss
+        self.optimizer, self.precision = optimizer, precision
+        self.device = next(network.parameters()).device
+
+    def __call__(self) -> None:
+        """Make the step."""
+        bfloat16 = self.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
+            loss = self.loss()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class TrainingStep(Step):
+    """One step of a generator's own task on random codes, labels dropped at the usual rate.
 
     Args:
         network: on its device, in float32.
@@ -72,11 +115,9 @@ class TrainingStep:
     """
 
     def __init__(self, network: Any, precision: str, batch: int) -> None:
-        device = next(network.parameters()).device
+        device, spec = next(network.parameters()).device, network.spec
         self.task = GeneratorTask(network, optim=Optim(), steps=1)
-        self.optimizer = self.task.optim.optimizer(network)
-        self.precision, self.device = precision, device
-        spec = network.spec
+        super().__init__(network, self._loss, self.task.optim.optimizer(network), precision)
         shape = spec.code_shape(batch)
         if spec.kind == "continuous":
             codes = torch.randn(shape, device=device)
@@ -86,15 +127,7 @@ class TrainingStep:
         label = torch.arange(batch, device=device) % network.conditioner.num_classes
         self.batch = {"codes": codes, "label": label}
 
-    def __call__(self) -> None:
-        """Make the step."""
-        drop_B = torch.zeros(len(self.batch["label"]), dtype=torch.bool, device=self.device)
-        autocast = torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
-        )
-        with autocast:
-            loss = self.task.loss(self.batch, drop_B).loss
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.task.network.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+    def _loss(self) -> Tensor:
+        label, rate = self.batch["label"], self.task.generator.conditioner.drop_rate
+        drop_B = torch.rand(len(label), device=label.device) < rate
+        return self.task.loss(self.batch, drop_B).loss

@@ -1,0 +1,55 @@
+"""The published training steps that argen is measured beside have argen's loss on equal weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+
+from bench.models import generator
+from bench.released.step import released_network
+
+from argen.checkpoint import load_strict
+from argen.interop import llamagen
+
+CPU = torch.device("cpu")
+
+
+def pair(name: str, importer: Any, **changes: Any) -> tuple[Any, Any]:
+    """Return the published network and argen's with its weights, nothing dropped out."""
+    ours = generator(name, device=CPU, dtype=torch.float32, **changes)
+    released = released_network(name, ours)
+    load_strict(ours, importer(released.state_dict()), source=name)
+    return released.eval(), ours.eval()
+
+
+def assert_same_losses_and_gradients(
+    released_loss: Any, loss: Any, released: Any, ours: Any
+) -> None:
+    torch.testing.assert_close(loss, released_loss, rtol=1e-5, atol=1e-6)
+    norms = []
+    for value, network in ((released_loss, released), (loss, ours)):
+        value.backward()
+        squares = [p.grad.square().sum() for p in network.parameters() if p.grad is not None]
+        norms.append(torch.stack(squares).sum().sqrt())
+    torch.testing.assert_close(norms[1], norms[0], rtol=1e-4, atol=1e-6)
+
+
+def test_llamagen() -> None:
+    torch.manual_seed(0)
+    released, ours = pair("llamagen_b", llamagen.generator_weights, layers=2)
+    codes, label = torch.randint(16384, (2, 256)), torch.tensor([3, 999])
+    loss = ours.loss(codes, ours.conditioner(label)).loss
+    assert_same_losses_and_gradients(released(codes, label), loss, released, ours)
+
+
+def test_an_unknown_system_is_refused() -> None:
+    from argen.errors import UserError
+
+    with pytest.raises(UserError, match="llamagen_"):
+        released_network("titok_b", None)
