@@ -18,6 +18,7 @@ from typing import Any
 from argen.cluster import launched, start_again, take_rank
 from argen.configs import config_dir, preset_names
 from argen.errors import Preempted, UserError, suggest
+from argen.threads import fit_threads
 
 # Settings of commands that hold words of people, which need no quotes of their own.
 VERBATIM = {"sample": ("text",)}
@@ -35,6 +36,7 @@ def run(main: Callable[[Any], None], config_name: str, *, directory: Path | None
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    fit_threads()
     where = directory or config_dir()
     verbatim = VERBATIM.get(config_name, ())
     sys.argv[1:] = [quoted(word, verbatim) for word in sys.argv[1:]]

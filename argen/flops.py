@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ def count_flops(call: Callable[[], object]) -> int:
     lets half of it be skipped, as in PaLM's convention (arXiv 2204.02311, appendix B). What is
     compiled is not seen: count the plain form.
     """
-    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_CPU_OPERATIONS) as counter:
         call()
     return int(counter.get_total_flops())
 
@@ -48,9 +49,16 @@ def _backward(grad_out: Any, query: Any, key: Any, value: Any, *args: Any, **kwa
     return sdpa_backward_flop_count(grad_out, query, key, value)
 
 
+def _linear(input: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * math.prod(input) * weight[0]
+
+
 _ATEN = torch.ops.aten
-# The CPU's fused attention is missing from torch's own list; operands are given as shapes.
-_CPU_ATTENTION = {
+# The CPU's fused attention and packed weights are missing from torch's own list; operands are given
+# as shapes.
+_CPU_OPERATIONS = {
     _ATEN._scaled_dot_product_flash_attention_for_cpu: _forward,
     _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _backward,
 }
+if torch.backends.mkldnn.is_available():
+    _CPU_OPERATIONS[torch.ops.mkldnn._linear_pointwise] = _linear

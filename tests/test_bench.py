@@ -131,6 +131,9 @@ SMALL = ("rounds=1", "precisions=[float32]", "+changes.layers=1")
     [
         ("sample", *SMALL, "decoders=[released,sequential]"),
         ("train", *SMALL, "modes=[eager,recompute]", "batch=1"),
+        ("train", *SMALL, "modes=[eager,released]", "batch=1"),
+        ("pictures", *SMALL, "models=[llamagen_b]", "batches=[1,2]"),
+        ("first", "rounds=1", "precisions=[float32,int8]", "+changes.layers=1", "more=['cfg=1.0']"),
         (
             *("tokenizer", "rounds=1", "models=[tiny_vq]", "operations=[decode]"),
             *("precisions=[float32]", "layouts=[contiguous,channels_last]"),

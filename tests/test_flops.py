@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -9,12 +10,21 @@ from torch.nn import functional as F
 from argen.build import build
 from argen.configs import for_codes, preset
 from argen.flops import count_flops, peak_flops
+from argen.layers.packed import pack_weights
 from argen.spec import CodeSpec, Segment
 
 
 def test_a_training_step_is_three_times_its_products() -> None:
     layer, x = nn.Linear(8, 16), torch.randn(4, 8, requires_grad=True)
     assert count_flops(lambda: layer(x).sum().backward()) == 3 * 2 * 4 * 8 * 16
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+def test_packed_weights_count_too() -> None:
+    network, x = nn.Sequential(nn.Linear(8, 16)), torch.randn(2, 3, 8)
+    assert pack_weights(network) == 1
+    with torch.inference_mode():
+        assert count_flops(lambda: network(x)) == 2 * 6 * 8 * 16
 
 
 def test_attention_counts_two_products_forward_and_five_backward() -> None:

@@ -138,8 +138,11 @@ class QVBiasLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., D) to (..., q + k + v)."""
-        bias = torch.cat((self.q_bias, self.q_bias.new_zeros(self.k_width), self.v_bias))
-        return F.linear(x, self.weight, bias)
+        return F.linear(x, self.weight, self.full_bias())
+
+    def full_bias(self) -> Tensor:
+        """Return the bias (q + k + v,), zeros on the keys."""
+        return torch.cat((self.q_bias, self.q_bias.new_zeros(self.k_width), self.v_bias))
 
 
 def attend(

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from argen.errors import UserError
-from argen.layers.few_rows import for_few_rows
 from argen.layers.int8 import round_weights
+from argen.layers.packed import pack_weights, unpack_weights
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
 
@@ -22,7 +22,7 @@ def to_precision(network: nn.Module, name: str) -> None:
     """Convert the weights in place, and choose the products that suit them.
 
     Args:
-        network: a generator in evaluation mode.
+        network: in evaluation mode; `unpack_weights` makes it trainable again.
         name: `float32`, `bfloat16`, or `int8`: linear layers with int8 weights, on a CPU and for
             good, the rest in float32.
 
@@ -30,7 +30,8 @@ def to_precision(network: nn.Module, name: str) -> None:
         UserError: for another name, or int8 where there is no such product.
     """
     check_precision(name)
+    unpack_weights(network)
     network.to(PRECISIONS[name])
-    for_few_rows(network, on=name == "bfloat16")
     if name == "int8":
         round_weights(network)
+    pack_weights(network)

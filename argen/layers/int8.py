@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from argen.errors import UserError
-from argen.layers.few_rows import FewRowsLinear
 
 
 class Int8Linear(nn.Module):
@@ -60,7 +59,7 @@ def round_weights(network: nn.Module) -> int:
     count = 0
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear) and type(child) in (nn.Linear, FewRowsLinear):
+            if type(child) is nn.Linear:
                 setattr(module, name, Int8Linear(child))
                 count += 1
     return count

@@ -1,4 +1,4 @@
-"""Weights as drawing wants them: bfloat16 with products for few rows, and int8."""
+"""Weights as drawing wants them: packed, in bfloat16, and int8."""
 
 from __future__ import annotations
 
@@ -6,34 +6,86 @@ import copy
 
 import pytest
 import torch
-from shipped import condition, make_generator, partner, random_codes, tiny
+from shipped import condition, make_generator, make_tokenizer, partner, random_codes, tiny
 from torch import nn
 
 from argen.errors import UserError
+from argen.layers.attention import QVBiasLinear
 from argen.layers.drawing import to_precision
-from argen.layers.few_rows import FEW, FewRowsLinear, for_few_rows
 from argen.layers.int8 import Int8Linear
 from argen.layers.noise import SeededNoise
+from argen.layers.packed import PackedLinear, pack_weights, unpack_weights
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("rows", [1, 3, FEW, FEW + 1])
-def test_both_products_are_the_same(rows: int, bias: bool) -> None:
+@needs_onednn
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False, "qv"])
+def test_packed_weights_multiply_as_before(bias: bool | str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    plain = nn.Linear(96, 40, bias=bias).bfloat16()
-    few = nn.Sequential(copy.deepcopy(plain))
-    for_few_rows(few, on=True)
-    assert type(few[0]) is FewRowsLinear
-    x = torch.randn(rows, 96).bfloat16()
+    plain = QVBiasLinear(96, 20, 10, 10) if bias == "qv" else nn.Linear(96, 40, bias=bool(bias))
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.copy_(torch.randn(parameter.shape))
+    network = nn.Sequential(copy.deepcopy(plain)).to(dtype)
+    plain.to(dtype)
+    tolerance = (
+        {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.1}
+    )
+    assert pack_weights(network) == 1
+    packed = network[0]
+    assert isinstance(packed, PackedLinear)
+    shared = copy.deepcopy(network)
+    for shape in ((1, 96), (3, 96), (2, 5, 96), (70, 96), (0, 96), (3, 0, 96)):
+        x = torch.randn(shape).to(dtype)
+        with torch.inference_mode():
+            expected = plain(x)
+            for found in (network(x), shared(x)):
+                assert found.shape == expected.shape
+                torch.testing.assert_close(found, expected, **tolerance)
+            columns = torch.randn(96, 7).to(dtype).t()  # rows that do not lie side by side
+            torch.testing.assert_close(network(columns), plain(columns), **tolerance)
+    kept = {key.removeprefix("0."): value for key, value in network.state_dict().items()}
+    assert kept.keys() == plain.state_dict().keys()
+    unpack_weights(network)
+    assert type(network[0]) is type(plain)
+    for found in (kept, network[0].state_dict()):
+        assert all(torch.equal(found[key], value) for key, value in plain.state_dict().items())
+    assert network(torch.randn(1, 96).to(dtype)).requires_grad
+
+
+@needs_onednn
+def test_shared_weights_and_quantizers_are_left_alone() -> None:
+    tied = nn.ModuleDict({"table": nn.Embedding(5, 4), "out": nn.Linear(4, 5, bias=False)})
+    tied["out"].weight = tied["table"].weight
+    assert pack_weights(tied) == 0
+    tokenizer = make_tokenizer("tiny_simvq")
+    pack_weights(tokenizer)
+    assert not any(isinstance(m, PackedLinear) for m in tokenizer.quantizer.modules())
+
+
+@needs_onednn
+def test_packed_weights_in_compiled_code() -> None:
+    network = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4))
+    x = torch.randn(3, 8)
     with torch.inference_mode():
-        expected, found = plain(x), few(x)
-        torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
-        assert found.is_contiguous()
-        assert few(x[:, None]).shape == (rows, 1, 40)
-    assert few(x).requires_grad  # a training step takes the ordinary product
-    for_few_rows(few, on=False)
-    assert type(few[0]) is nn.Linear
-    assert few.state_dict().keys() == nn.Sequential(plain).state_dict().keys()
+        expected = network(x)
+        pack_weights(network)
+        found = torch.compile(network)(x)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", tiny("tokenizer"))
+def test_every_tokenizer_decodes_as_before(name: str) -> None:
+    tokenizer = make_tokenizer(name).eval()
+    codes = random_codes(tokenizer.spec, 2)
+    with torch.inference_mode():
+        images = tokenizer.decode(codes)
+        again = tokenizer.encode(images.clamp(-1, 1))
+        to_precision(tokenizer, "float32")
+        torch.testing.assert_close(tokenizer.decode(codes), images, rtol=1e-3, atol=1e-3)
+        assert tokenizer.encode(images.clamp(-1, 1)).shape == again.shape
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -60,7 +112,7 @@ def scored(generator, codes):
     return generator.loss(codes, cond, noise=SeededNoise([0, 1])).loss.float()
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("name", tiny("generator"))
 def test_every_generator_scores_nearly_as_before(name: str, precision: str) -> None:
     generator = make_generator(name, partner(name)).eval()
@@ -74,7 +126,7 @@ def test_every_generator_scores_nearly_as_before(name: str, precision: str) -> N
     finite = torch.isfinite(expected)
     assert torch.equal(torch.isfinite(found), finite)
     error = (found - expected)[finite].norm() / expected[finite].norm()
-    assert error < 0.08
+    assert error < (1e-4 if precision == "float32" else 0.08)
 
 
 def test_unknown_precision() -> None:

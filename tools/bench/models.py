@@ -13,6 +13,7 @@ from argen.configs import for_codes, preset, preset_names
 from argen.errors import UserError, suggest
 from argen.generators.base import Generator
 from argen.layers.int8 import Int8Linear
+from argen.layers.packed import PackedLinear
 from argen.tokenizers.base import Tokenizer
 
 
@@ -100,5 +101,8 @@ def read_bytes(model: nn.Module) -> int:
     """Return the bytes of weights that a pass reads: all but embedding tables."""
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     read = sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in tables)
-    rounded = [m for m in model.modules() if isinstance(m, Int8Linear)]
-    return read + sum(m.in_features * m.out_features for m in rounded)
+    for module in model.modules():
+        if isinstance(module, Int8Linear | PackedLinear):
+            size = 1 if isinstance(module, Int8Linear) else module.weight.element_size()
+            read += module.in_features * module.out_features * size
+    return read

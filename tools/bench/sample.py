@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from argen.device import pick_device
 from argen.errors import UserError, suggest
 from argen.generators.gpt import GPT
 from argen.generators.next_token import NextToken
-from argen.layers.drawing import check_precision, to_precision
+from argen.layers.drawing import PRECISIONS, check_precision, to_precision
 from argen.layers.noise import SeededNoise
 from argen.pipeline import load
 from argen.run_numbers import heldout_bits
@@ -48,14 +49,16 @@ def groups(settings: Mapping[str, Any]) -> Iterator[list[Case]]:
         published(model)
     for model in settings["models"]:
         for precision in settings["precisions"]:
-            network = generator(
-                model, device=device, dtype=torch.float32, **settings["changes"]
-            ).eval()
+            made = partial(generator, model, device=device, **settings["changes"])
+            network = made(dtype=torch.float32).eval()
             to_precision(network, precision)
+            networks = dict.fromkeys(settings["decoders"], network)
+            if "released" in networks:  # with its products, too: no packed weights
+                networks["released"] = made(dtype=PRECISIONS[precision]).eval()
             for batch in settings["batches"]:
                 yield [
-                    _case(network, model, name, precision, batch, settings, published(model))
-                    for name in settings["decoders"]
+                    _case(owner, model, name, precision, batch, settings, published(model))
+                    for name, owner in networks.items()
                 ]
 
 
@@ -100,7 +103,7 @@ def _case(
         loop = ReleasedLoop(network, scale=float(how.settings["cfg"]))
         call = lambda: {"passes": loop(labels).shape[1]}  # noqa: E731
     else:
-        decoder = _decoder(name, network, how)
+        decoder = decoder_of(name, network, how)
         if tokenizer is not None:
             decoder.bind(tokenizer)
 
@@ -150,7 +153,7 @@ def _base(precision: str, first: str, settings: Mapping[str, Any]) -> dict[str, 
     return {"decoder": first, "precision": compared}
 
 
-def _decoder(name: str, network: Any, how: Any) -> Decoder:
+def decoder_of(name: str, network: Any, how: Any) -> Decoder:
     if name == "compiled":
         decoder: Decoder = Sequential(compile=True)
     elif name == "published" and how.decoder:

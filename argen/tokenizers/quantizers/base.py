@@ -42,8 +42,10 @@ class Quantizer(nn.Module, ABC):
         dim: width C of the vectors it takes and gives.
         vocab_sizes: one entry per sub-token of an id; empty when codes cannot be enumerated.
         bits: length of a binary code, else 0.
+        reads_weights: it uses the weights of its layers on its own, so they stay as they are.
     """
 
+    reads_weights = True
     kind: Kind = "discrete"
     dim: int
     vocab_sizes: tuple[int, ...] = ()
