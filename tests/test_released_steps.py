@@ -15,7 +15,8 @@ from bench.models import generator
 from bench.released.step import released_network
 
 from argen.checkpoint import load_strict
-from argen.interop import llamagen
+from argen.interop import llamagen, rar
+from argen.layers.noise import SeededNoise
 
 CPU = torch.device("cpu")
 
@@ -26,6 +27,14 @@ def pair(name: str, importer: Any, **changes: Any) -> tuple[Any, Any]:
     released = released_network(name, ours)
     load_strict(ours, importer(released.state_dict()), source=name)
     return released.eval(), ours.eval()
+
+
+def stir(released: Any, ours: Any, importer: Any) -> None:
+    """Move all weights of both, so that zero gates and biases hide no difference."""
+    with torch.no_grad():
+        for weight in released.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.1)
+    load_strict(ours, importer(released.state_dict()), source="stirred")
 
 
 def assert_same_losses_and_gradients(
@@ -46,6 +55,18 @@ def test_llamagen() -> None:
     codes, label = torch.randint(16384, (2, 256)), torch.tensor([3, 999])
     loss = ours.loss(codes, ours.conditioner(label)).loss
     assert_same_losses_and_gradients(released(codes, label), loss, released, ours)
+
+
+def test_rar() -> None:
+    torch.manual_seed(0)
+    released, ours = pair("rar_b", rar.generator_weights, layers=2)
+    stir(released, ours, rar.generator_weights)
+    codes, label = torch.randint(1024, (2, 256)), torch.tensor([3, 999])
+    dropped = torch.tensor([True, False])
+    orders = ours.draw_orders(2, noise=SeededNoise([5, 6]))
+    loss = ours.loss(codes, ours.conditioner(label, drop_B=dropped), order=orders).loss
+    released_loss = released.loss(codes, label, orders=orders, dropped=dropped)
+    assert_same_losses_and_gradients(released_loss, loss, released, ours)
 
 
 def test_an_unknown_system_is_refused() -> None:
