@@ -15,7 +15,7 @@ from bench.models import generator
 from bench.released.step import released_network
 
 from argen.checkpoint import load_strict
-from argen.interop import llamagen, rar
+from argen.interop import llamagen, nar, rar
 from argen.layers.noise import SeededNoise
 
 CPU = torch.device("cpu")
@@ -52,6 +52,15 @@ def assert_same_losses_and_gradients(
 def test_llamagen() -> None:
     torch.manual_seed(0)
     released, ours = pair("llamagen_b", llamagen.generator_weights, layers=2)
+    codes, label = torch.randint(16384, (2, 256)), torch.tensor([3, 999])
+    loss = ours.loss(codes, ours.conditioner(label)).loss
+    assert_same_losses_and_gradients(released(codes, label), loss, released, ours)
+
+
+def test_nar() -> None:
+    torch.manual_seed(0)
+    released, ours = pair("nar_b", nar.generator_weights, layers=2)
+    stir(released, ours, nar.generator_weights)
     codes, label = torch.randint(16384, (2, 256)), torch.tensor([3, 999])
     loss = ours.loss(codes, ours.conditioner(label)).loss
     assert_same_losses_and_gradients(released(codes, label), loss, released, ours)

@@ -1,8 +1,8 @@
 """LlamaGen's training step (FoundationVision/LlamaGen, MIT), written anew from its description.
 
 Where argen differs: norms there are several operations in float32, rotary positions turn queries
-and keys one after the other through a stacked copy, the gated layer's dropout and sums stand alone
-alike.
+and keys one after the other through a stacked copy, keys and values are copied as if heads were
+grouped, the gated layer's dropout and sums stand alone alike.
 """
 
 from __future__ import annotations
@@ -54,35 +54,44 @@ class Network(ReleasedNetwork):
     @classmethod
     def like(cls, generator: Any) -> Network:
         """Return one of a GPT's sizes."""
-        block, spec = generator.blocks[0], generator.spec
-        return cls(
-            dim=generator.embed.embedding_dim,
-            layers=len(generator.blocks),
-            heads=block.attention.heads,
-            hidden=block.ffn.gate.out_features,
-            vocab=spec.segments[0].vocab_sizes[0],
-            side=spec.segments[0].shape[0],
-            classes=generator.conditioner.num_classes,
-            dropout=generator.dropout.p,
-            label_dropout=generator.conditioner.drop_rate,
-        )
+        return cls(**sizes(generator))
 
     def forward(self, codes: Tensor, label: Tensor) -> Tensor:
         """Return the mean cross entropy of codes (B, L)."""
-        if self.training and self.label_dropout > 0:
-            dropped = torch.rand(len(label), device=label.device) < self.label_dropout
-            label = torch.where(dropped, self.classes, label)
-        cond = self.cls_embedding.embedding_table(label)[:, None]
-        h = self.tok_dropout(torch.cat((cond, self.tok_embeddings(codes[:, :-1])), dim=1))
+        h = self.embed(codes[:, :-1], label)
         table = self.freqs_cis[: h.shape[1]]
         for layer in self.layers:
             h = layer(h, table)
         logits = self.output(self.norm(h)).float()
         return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), codes.reshape(-1))
 
+    def embed(self, codes: Tensor, label: Tensor) -> Tensor:
+        """Return the condition and codes (B, n) as the first layer reads them, (B, 1 + n, D)."""
+        if self.training and self.label_dropout > 0:
+            dropped = torch.rand(len(label), device=label.device) < self.label_dropout
+            label = torch.where(dropped, self.classes, label)
+        cond = self.cls_embedding.embedding_table(label)[:, None]
+        return self.tok_dropout(torch.cat((cond, self.tok_embeddings(codes)), dim=1))
+
     def optimizer_options(self) -> dict[str, Any]:
         """The script asks for the fused kernel wherever torch knows the word."""
         return {"fused": True}
+
+
+def sizes(generator: Any) -> dict[str, Any]:
+    """Return the sizes of argen's GPT, or another one of its blocks, by their names here."""
+    block, spec = generator.blocks[0], generator.spec
+    return {
+        "dim": generator.embed.embedding_dim,
+        "layers": len(generator.blocks),
+        "heads": block.attention.heads,
+        "hidden": block.ffn.gate.out_features,
+        "vocab": spec.segments[0].vocab_sizes[0],
+        "side": spec.segments[0].shape[0],
+        "classes": generator.conditioner.num_classes,
+        "dropout": generator.dropout.p,
+        "label_dropout": generator.conditioner.drop_rate,
+    }
 
 
 class Norm(nn.Module):
@@ -109,14 +118,14 @@ class Layer(nn.Module):
         self.attention_norm = Norm(dim)
         self.ffn_norm = Norm(dim)
 
-    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+    def forward(self, x: Tensor, table: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map (B, L, D)."""
-        h = x + self.attention(self.attention_norm(x), table)
+        h = x + self.attention(self.attention_norm(x), table, mask)
         return h + self.feed_forward(self.ffn_norm(h))
 
 
 class Attention(nn.Module):
-    """Causal self-attention."""
+    """Self-attention, causal where there is no mask."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -125,14 +134,16 @@ class Attention(nn.Module):
         self.wo = nn.Linear(dim, dim, bias=False)
         self.resid_dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, table: Tensor) -> Tensor:
-        """Map (B, L, D)."""
+    def forward(self, x: Tensor, table: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map (B, L, D); the mask (B, 1, L, L) is true where a query may look."""
         B, L, D = x.shape
         parts = self.wqkv(x).split(D, dim=-1)
         q, k, v = (part.view(B, L, self.heads, -1) for part in parts)
         q, k = turn(q, table), turn(k, table)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        # The published code allows for grouped heads; no size has them, so this only copies.
+        k, v = (part.repeat_interleave(1, dim=1) for part in (k, v))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         y = y.transpose(1, 2).contiguous().view(B, L, D)
         return self.resid_dropout(self.wo(y))
 

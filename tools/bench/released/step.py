@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from argen.errors import UserError
 
-SYSTEMS = ("llamagen", "rar")
+SYSTEMS = ("llamagen", "nar", "rar")
 
 
 class ReleasedNetwork(nn.Module, ABC):
