@@ -143,7 +143,8 @@ class Network(ReleasedNetwork):
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return AdamW, unfused, which spares all embeddings and norms its decay."""
-        decayed, spared = [], []
+        decayed: list[nn.Parameter] = []
+        spared: list[nn.Parameter] = []
         for name, weight in self.named_parameters():
             spare = weight.ndim < 2 or any(part in name for part in NOT_DECAYED)
             (spared if spare else decayed).append(weight)
