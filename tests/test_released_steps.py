@@ -15,7 +15,8 @@ from bench.models import generator
 from bench.released.step import released_network
 
 from argen.checkpoint import load_strict
-from argen.interop import llamagen, nar, rar
+from argen.errors import UserError
+from argen.interop import llamagen, mar, nar, rar, xar
 from argen.layers.noise import SeededNoise
 
 CPU = torch.device("cpu")
@@ -78,8 +79,46 @@ def test_rar() -> None:
     assert_same_losses_and_gradients(released_loss, loss, released, ours)
 
 
-def test_an_unknown_system_is_refused() -> None:
-    from argen.errors import UserError
+def test_mar() -> None:
+    torch.manual_seed(0)
+    changes = {"depth": 2, "head_depth": 2, "repeats": 2}
+    released, ours = pair("mar_b", mar.generator_weights, **changes)
+    codes, label = torch.randn(2, 256, 16), torch.tensor([3, 999])
+    draws = ours.draw(2)
+    draws.t_mBL[0, 0] = 0  # where likelihood takes the place of divergence
+    released_loss = released.loss(
+        codes,
+        label,
+        order=draws.order_BL,
+        masked=draws.masked,
+        t=draws.t_mBL.flatten(),
+        noise=draws.noise_mBLC.flatten(0, 2),
+    )
+    loss = ours.loss(codes, ours.conditioner(label), draws=draws).loss
+    assert_same_losses_and_gradients(released_loss, loss, released, ours)
 
+
+def test_xar() -> None:
+    torch.manual_seed(0)
+    released, ours = pair("xar_b", xar.generator_weights, depth=2)
+    codes, label = torch.randn(2, 256, 16), torch.tensor([3, 999])
+    draws = ours.draw(2)
+    released_loss = released.loss(
+        codes,
+        label,
+        t=draws.t_BE.T.flatten(),
+        noise=torch.cat(draws.noise_BSC.chunk(4, dim=1)),
+    )
+    loss = ours.loss(codes, ours.conditioner(label), draws=draws).loss
+    assert_same_losses_and_gradients(released_loss, loss, released, ours)
+
+
+def test_xar_in_other_entities_is_refused() -> None:
+    ours = generator("xar_b", device=CPU, dtype=torch.float32, depth=1, entity="subsample")
+    with pytest.raises(UserError, match="entity=cell"):
+        released_network("xar_b", ours)
+
+
+def test_an_unknown_system_is_refused() -> None:
     with pytest.raises(UserError, match="llamagen_"):
         released_network("titok_b", None)

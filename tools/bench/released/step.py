@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from argen.errors import UserError
 
-SYSTEMS = ("llamagen", "nar", "rar")
+SYSTEMS = ("llamagen", "mar", "nar", "rar", "xar")
 
 
 class ReleasedNetwork(nn.Module, ABC):
