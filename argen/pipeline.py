@@ -71,10 +71,9 @@ class Pipeline:
 
     def to(self, device: torch.device | str) -> Pipeline:
         """Move both parts."""
-        for part in (self.tokenizer, self.generator):
-            if part is not None:
-                unpack_weights(part)
-                part.to(device)
+        for part in filter(None, (self.tokenizer, self.generator)):
+            unpack_weights(part)
+            part.to(device)
         return self
 
     def to_precision(self, name: str) -> Pipeline:

@@ -181,7 +181,6 @@ class DiffusionHead(Head):
         """Return the hidden vectors of all rows: guidance acts on the noise predictions."""
         return params
 
-    @float32
     def terms(
         self, params: Tensor, target: Tensor, t: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -193,6 +192,7 @@ class DiffusionHead(Head):
             t: timesteps (m, B, n).
             noise: standard normal (m, B, n, C).
         """
+        # Under autocast only the network's products are in bfloat16, as published.
         clean = target.float().expand_as(noise)  # m B n C
         x = self.process.noised(clean, t, noise)
         output = self.net(x, t, self.net.condition(params))

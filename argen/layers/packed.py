@@ -107,8 +107,9 @@ def _pack_children(module: nn.Module, held: dict[int, int]) -> int:
     if getattr(module, "reads_weights", False):
         return 0
     for name, child in list(module.named_children()):
-        if type(child) in PACKED and held[id(child.weight)] == 1 and _suits(child.weight):
-            setattr(module, name, PackedLinear(cast(nn.Linear, child)))
+        linear = cast(nn.Linear, child)
+        if type(child) in PACKED and held[id(linear.weight)] == 1 and _suits(linear.weight):
+            setattr(module, name, PackedLinear(linear))
             count += 1
         else:
             count += _pack_children(child, held)
