@@ -11,12 +11,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
-from bench.models import generator
+from bench.models import PUBLISHED, Published, generator
 from bench.released.step import released_network
 
 from argen.checkpoint import load_strict
 from argen.errors import UserError
-from argen.interop import llamagen, mar, nar, rar, xar
+from argen.generators.conditioning import ClassConditioner
+from argen.generators.maskgit import ORDER, SHARE
+from argen.interop import llamagen, mar, maskgit, nar, rar, var, xar
 from argen.layers.noise import SeededNoise
 
 CPU = torch.device("cpu")
@@ -117,6 +119,46 @@ def test_xar_in_other_entities_is_refused() -> None:
     ours = generator("xar_b", device=CPU, dtype=torch.float32, depth=1, entity="subsample")
     with pytest.raises(UserError, match="entity=cell"):
         released_network("xar_b", ours)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"shared_adaln": True, "cosine_attention": False}], ids=["d16", "shared"]
+)
+def test_var(changes: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    conditioner = ClassConditioner(1000, 256)
+    small = {"layers": 2, "dim": 256, "heads": 4, "conditioner": conditioner}
+    released, ours = pair("var_d16", var.generator_weights, **small, **changes)
+    stir(released, ours, var.generator_weights)
+    with torch.no_grad():  # the rows start near zero; both networks hold the same ones
+        ours.pyramid.codebook.weight.normal_()
+    codes, label = torch.randint(4096, (2, 680)), torch.tensor([3, 999])
+    dropped = torch.tensor([False, True])
+    loss = ours.loss(codes, ours.conditioner(label, drop_B=dropped)).loss
+    released_loss = released.loss(codes, label, dropped=dropped)
+    assert_same_losses_and_gradients(released_loss, loss, released, ours)
+
+
+@pytest.mark.parametrize("name", ["maskgit_titok_l32", "maskgit_titok_s128"])
+def test_maskgit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PUBLISHED, "maskgit_titok_s128", Published("titok_s128"))
+    torch.manual_seed(0)
+    released, ours = pair(name, maskgit.generator_weights, layers=2)
+    stir(released, ours, maskgit.generator_weights)
+    if name == "maskgit_titok_l32":  # argen has the one token type within the positions
+        released.model.embeddings.token_type_embeddings.requires_grad_(False)
+    L = ours.spec.length
+    codes, label = torch.randint(4096, (3, L)), torch.tensor([3, 999, 0])
+    dropped, noise = torch.tensor([False, True, False]), SeededNoise([1, 2, 3])
+    output = ours.loss(codes, ours.conditioner(label, drop_B=dropped), noise=noise)
+    released_loss = released.loss(
+        codes,
+        label,
+        progress=noise.uniform(torch.arange(1), use=SHARE)[:, 0],
+        order=noise.uniform(torch.arange(L), use=ORDER),
+        dropped=dropped,
+    )
+    assert_same_losses_and_gradients(released_loss, output.loss, released, ours)
 
 
 def test_an_unknown_system_is_refused() -> None:

@@ -54,7 +54,8 @@ class ProxyCodes(nn.Module):
 
     def pixels(self, logits_BhwV: Tensor) -> Tensor:
         """Return images in [-1, 1] (not clamped) of the expected code under the logits."""
-        z = torch.softmax(logits_BhwV, dim=-1) @ self.quantizer.rows()  # B h w C
+        # Rows and softmax are in float32 whatever the network's type.
+        z = torch.softmax(logits_BhwV.float(), dim=-1) @ self.quantizer.rows().float()  # B h w C
         return self._decode(z)
 
     @torch.no_grad()
@@ -63,5 +64,6 @@ class ProxyCodes(nn.Module):
         return self._decode(self.quantizer.lookup(logits_BhwV.argmax(-1)))
 
     def _decode(self, z_BhwC: Tensor) -> Tensor:
-        images = self.decoder(z_BhwC.permute(0, 3, 1, 2))
+        dtype = next(self.decoder.parameters()).dtype
+        images = self.decoder(z_BhwC.permute(0, 3, 1, 2).to(dtype))
         return images * 2 - 1 if self.unit_range else images

@@ -129,6 +129,17 @@ def test_every_generator_scores_nearly_as_before(name: str, precision: str) -> N
     assert error < (1e-4 if precision == "float32" else 0.08)
 
 
+@pytest.mark.parametrize("name", tiny("tokenizer"))
+def test_every_tokenizer_decodes_in_bfloat16(name: str) -> None:
+    tokenizer = make_tokenizer(name).eval()
+    codes = random_codes(tokenizer.spec, 2)
+    with torch.inference_mode():
+        expected = tokenizer.decode(codes)
+        to_precision(tokenizer, "bfloat16")
+        found = tokenizer.decode(codes.bfloat16() if codes.is_floating_point() else codes).float()
+    assert (found - expected).norm() / expected.norm() < 0.1
+
+
 def test_unknown_precision() -> None:
     with pytest.raises(UserError, match="float32, bfloat16, int8"):
         to_precision(nn.Linear(1, 1), "half")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from argen.errors import UserError
 
-SYSTEMS = ("llamagen", "mar", "nar", "rar", "xar")
+SYSTEMS = ("llamagen", "mar", "maskgit", "nar", "rar", "var", "xar")
 
 
 class ReleasedNetwork(nn.Module, ABC):
