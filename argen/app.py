@@ -36,7 +36,6 @@ def run(main: Callable[[Any], None], config_name: str, *, directory: Path | None
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    fit_threads()
     where = directory or config_dir()
     verbatim = VERBATIM.get(config_name, ())
     sys.argv[1:] = [quoted(word, verbatim) for word in sys.argv[1:]]
@@ -47,6 +46,7 @@ def run(main: Callable[[Any], None], config_name: str, *, directory: Path | None
     def guarded(config: Any) -> None:
         _start_logging()  # once more in a process of a cluster's job, which begins here
         take_rank()
+        fit_threads()  # not earlier: a job on another machine would inherit this one's number
         # Caught here, so that Hydra does not report an error of its own first.
         try:
             main(config)

@@ -52,18 +52,12 @@ def assert_same_losses_and_gradients(
     torch.testing.assert_close(norms[1], norms[0], rtol=1e-4, atol=1e-6)
 
 
-def test_llamagen() -> None:
+@pytest.mark.parametrize("system", [llamagen, nar], ids=["llamagen", "nar"])
+def test_raster_codes(system: Any) -> None:
     torch.manual_seed(0)
-    released, ours = pair("llamagen_b", llamagen.generator_weights, layers=2)
-    codes, label = torch.randint(16384, (2, 256)), torch.tensor([3, 999])
-    loss = ours.loss(codes, ours.conditioner(label)).loss
-    assert_same_losses_and_gradients(released(codes, label), loss, released, ours)
-
-
-def test_nar() -> None:
-    torch.manual_seed(0)
-    released, ours = pair("nar_b", nar.generator_weights, layers=2)
-    stir(released, ours, nar.generator_weights)
+    name = f"{system.__name__.rpartition('.')[2]}_b"
+    released, ours = pair(name, system.generator_weights, layers=2)
+    stir(released, ours, system.generator_weights)
     codes, label = torch.randint(16384, (2, 256)), torch.tensor([3, 999])
     loss = ours.loss(codes, ours.conditioner(label)).loss
     assert_same_losses_and_gradients(released(codes, label), loss, released, ours)

@@ -19,7 +19,7 @@ def check_precision(name: str) -> None:
 
 
 def to_precision(network: nn.Module, name: str) -> None:
-    """Convert the weights in place, and choose the products that suit them.
+    """Convert the weights in place and, on a CPU, pack them for its products.
 
     Args:
         network: in evaluation mode; `unpack_weights` makes it trainable again.

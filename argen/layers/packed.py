@@ -1,12 +1,13 @@
 """Linear layers whose weights are laid out for the CPU's products, for drawing.
 
 Drawing one picture multiplies every weight with one or two rows, and torch's ordinary product of so
-few rows reads weights at a fraction of the memory's rate, on some processors at a fifth. oneDNN
-reads weights that were reordered once at nearly the full rate, and is faster at many rows too.
+few rows reads weights at a fraction of the memory's rate. oneDNN reads weights that were reordered
+once faster, and multiplies many rows faster too; `benchmarks/README.md` has the times.
 """
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any, cast
 
 import torch
@@ -78,11 +79,12 @@ class PackedLinear(nn.Module):
         destination[f"{prefix}weight"] = self.packed.to_dense()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedLinear:
-        """Share the weights, which do not change."""
+        """Share the packed weights, which do not change; what is `unpacked` is the copy's own."""
         copy = self.__new__(type(self))
         nn.Module.__init__(copy)
         copy.__dict__ |= {k: v for k, v in self.__dict__.items() if k not in copy.__dict__}
         copy.training = self.training
+        copy._linear = deepcopy(self._linear, memo)
         return copy
 
 

@@ -49,8 +49,10 @@ def test_packed_weights_multiply_as_before(bias: bool | str, dtype: torch.dtype)
     kept = {key.removeprefix("0."): value for key, value in network.state_dict().items()}
     assert kept.keys() == plain.state_dict().keys()
     unpack_weights(network)
+    unpack_weights(shared)
+    assert shared[0] is not network[0]
     assert type(network[0]) is type(plain)
-    for found in (kept, network[0].state_dict()):
+    for found in (kept, network[0].state_dict(), shared[0].state_dict()):
         assert all(torch.equal(found[key], value) for key, value in plain.state_dict().items())
     assert network(torch.randn(1, 96).to(dtype)).requires_grad
 
@@ -82,10 +84,15 @@ def test_every_tokenizer_decodes_as_before(name: str) -> None:
     codes = random_codes(tokenizer.spec, 2)
     with torch.inference_mode():
         images = tokenizer.decode(codes)
-        again = tokenizer.encode(images.clamp(-1, 1))
+        given = images.clamp(-1, 1)
+        again = tokenizer.encode(given)
         to_precision(tokenizer, "float32")
         torch.testing.assert_close(tokenizer.decode(codes), images, rtol=1e-3, atol=1e-3)
-        assert tokenizer.encode(images.clamp(-1, 1)).shape == again.shape
+        found = tokenizer.encode(given)
+    if again.is_floating_point():
+        torch.testing.assert_close(found, again, rtol=1e-3, atol=1e-3)
+    else:
+        assert (found == again).float().mean() > 0.95  # a tie in the last bits may fall otherwise
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -136,7 +143,7 @@ def test_every_tokenizer_decodes_in_bfloat16(name: str) -> None:
     with torch.inference_mode():
         expected = tokenizer.decode(codes)
         to_precision(tokenizer, "bfloat16")
-        found = tokenizer.decode(codes.bfloat16() if codes.is_floating_point() else codes).float()
+        found = tokenizer.decode(codes).float()
     assert (found - expected).norm() / expected.norm() < 0.1
 
 

@@ -197,6 +197,20 @@ def test_gradient_checkpointing_changes_nothing():
     torch.testing.assert_close(*gradients)
 
 
+def test_the_head_trains_under_autocast_but_its_losses_are_in_float32():
+    model, types = mar().train(), []
+    for block in model.head.net.blocks:
+        block.modulation.register_forward_hook(lambda m, given, found: types.append(found.dtype))
+    codes, labels = torch.randn(2, L, 3), torch.tensor([0, 3])
+    noise = SeededNoise([4, 5])
+    full = model.loss(codes, model.conditioner(labels), noise=noise).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model.loss(codes, model.conditioner(labels), noise=noise).loss
+    assert set(types) == {torch.float32, torch.bfloat16}
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, full, rtol=0.05, atol=0)
+
+
 def test_stacks_of_unequal_width():
     model = mar(decoder_dim=48, decoder_depth=1, decoder_heads=3, mlp_ratio=2.0)
     assert sample(model, steps=3).codes.shape == (2, L, 3)

@@ -14,19 +14,15 @@ from typing import Any
 import torch
 
 from argen.device import pick_device
-from argen.layers.drawing import check_precision
 from argen.pipeline import Pipeline
 from bench.cases import Case
-from bench.models import generator, published, tokenizer
+from bench.models import check, generator, published, tokenizer
 
 
 def groups(settings: Mapping[str, Any]) -> Iterator[list[Case]]:
     """Yield a group a model; its precisions take turns."""
     device = pick_device(settings["device"])
-    for precision in settings["precisions"]:
-        check_precision(precision)
-    for model in settings["models"]:
-        published(model)
+    check(settings)
     for model in settings["models"]:
         with TemporaryDirectory() as place:
             save(model, Path(place) / "model", settings["changes"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from argen.build import build
 from argen.configs import for_codes, preset, preset_names
 from argen.errors import UserError, suggest
 from argen.generators.base import Generator
+from argen.layers.drawing import check_precision
 from argen.layers.int8 import Int8Linear
 from argen.layers.packed import PackedLinear
 from argen.tokenizers.base import Tokenizer
@@ -75,6 +77,14 @@ def published(name: str) -> Published:
         if name.startswith(start):
             return what
     raise UserError(f"No tokenizer is known for {name}; choose one of {', '.join(PUBLISHED)}...")
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Raise a UserError for a model or a precision that cannot be measured."""
+    for precision in settings["precisions"]:
+        check_precision(precision)
+    for model in settings["models"]:
+        published(model)
 
 
 def tokenizer(name: str, *, device: torch.device, dtype: torch.dtype) -> Tokenizer:

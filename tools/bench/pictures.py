@@ -14,10 +14,9 @@ import torch
 from argen.device import pick_device
 from argen.flops import count_flops
 from argen.grid import save_picture
-from argen.layers.drawing import check_precision
 from argen.pipeline import Pipeline
 from bench.cases import Case
-from bench.models import generator, published, read_bytes, tokenizer
+from bench.models import check, generator, published, read_bytes, tokenizer
 from bench.sample import decoder_of
 
 PARTS = ("generator", "head", "pixels", "PNG")
@@ -26,10 +25,7 @@ PARTS = ("generator", "head", "pixels", "PNG")
 def groups(settings: Mapping[str, Any]) -> Iterator[list[Case]]:
     """Yield a group a model, its precisions and batch sizes taking turns."""
     device = pick_device(settings["device"])
-    for precision in settings["precisions"]:
-        check_precision(precision)
-    for model in settings["models"]:
-        published(model)
+    check(settings)
     with TemporaryDirectory() as place:
         for model in settings["models"]:
             cases = []

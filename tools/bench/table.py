@@ -18,7 +18,7 @@ def markdown(result: Mapping[str, Any], against: Mapping[str, Any] | None = None
     numbers = _keys(row.get("numbers", {}) for row in rows)
     before = {_key(row["labels"]): row for row in (against or {}).get("rows", ())}
     header = [*labels, "time", "spread", "rate"]
-    compared = _keys(_bases(row) for row in rows)
+    compared = _keys(row.get("bases", {}) for row in rows)
     columns = {
         **{name: [_times_base(row, name, rows) for row in rows] for name in compared},
         "x bound": [_times_bound(row) for row in rows],
@@ -93,15 +93,10 @@ def _memory(row: Mapping[str, Any]) -> str:
     return "" if row["extra_mb"] is None else f"{row['extra_mb']:,.0f}"
 
 
-def _bases(row: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-    """Return the labels of the rows that this one is compared with, by column."""
-    return row.get("bases") or ({"x base": row["base"]} if "base" in row else {})
-
-
 def _times_base(row: Mapping[str, Any], name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    if name not in _bases(row):
+    if name not in row.get("bases", {}):
         return ""
-    wanted = {**row["labels"], **_bases(row)[name]}
+    wanted = {**row["labels"], **row["bases"][name]}
     for other in rows:
         if other is not row and _key(other["labels"]) == _key(wanted):
             mine, theirs = (r["median_seconds"] / r["units"] for r in (row, other))

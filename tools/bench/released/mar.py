@@ -26,6 +26,8 @@ class Network(ReleasedNetwork):
     Letters: B batch, L positions, S buffer, C code width, D encoder and E decoder width.
     """
 
+    weight_decay = 0.02
+
     def __init__(
         self,
         *,
@@ -195,12 +197,6 @@ class Network(ReleasedNetwork):
         buffer = torch.zeros(len(mask), self.buffer, device=mask.device)
         return (1 - torch.cat((buffer, mask), dim=1)).nonzero(as_tuple=True)
 
-    def optimizer(self) -> torch.optim.Optimizer:
+    def spared(self, name: str, parameter: nn.Parameter) -> bool:
         """Nothing of the diffusion head decays."""
-        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        spared = {n for n, p in named if p.ndim == 1 or n.endswith(".bias") or "diffloss" in n}
-        groups = [
-            {"params": [p for n, p in named if n in spared], "weight_decay": 0.0},
-            {"params": [p for n, p in named if n not in spared], "weight_decay": 0.02},
-        ]
-        return torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), **self.optimizer_options())
+        return parameter.ndim == 1 or name.endswith(".bias") or "diffloss" in name

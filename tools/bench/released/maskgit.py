@@ -32,6 +32,10 @@ class Network(ReleasedNetwork):
         unmasked_weight: weight of the loss where nothing is masked.
     """
 
+    lr = 2e-4
+    betas = (0.9, 0.96)
+    weight_decay = 0.03
+
     def __init__(
         self,
         *,
@@ -111,18 +115,9 @@ class Network(ReleasedNetwork):
         self.accuracy = (right.sum(dim=1) / (hidden.sum(dim=1) + 1e-8)).mean()
         return (nll * weight).sum() / (weight.sum() + 1e-8)
 
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Return the published optimiser; embeddings and positions do not decay."""
-        spared: list[nn.Parameter] = []
-        decayed: list[nn.Parameter] = []
-        for name, parameter in self.named_parameters():
-            free = parameter.ndim < 2 or any(s in name for s in SPARED)
-            (spared if free else decayed).append(parameter)
-        groups = [
-            {"params": spared, "weight_decay": 0.0},
-            {"params": decayed, "weight_decay": 0.03},
-        ]
-        return torch.optim.AdamW(groups, lr=2e-4, betas=(0.9, 0.96))
+    def spared(self, name: str, parameter: nn.Parameter) -> bool:
+        """Embeddings, positions and norms do not decay."""
+        return parameter.ndim < 2 or any(part in name for part in SPARED)
 
 
 class Bert(Network):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.released.step import ReleasedNetwork
+from bench.released.vit import Mlp
 
 PREFIX = 2  # the class token and the condition
 NOT_DECAYED = ("ln", "bias", "norm", "embed")  # what a weight's name holds; case counts
@@ -22,6 +23,10 @@ NOT_DECAYED = ("ln", "bias", "norm", "embed")  # what a weight's name holds; cas
 
 class Network(ReleasedNetwork):
     """Blocks under an adaptive norm over codes in any order."""
+
+    lr = 4e-4
+    betas = (0.9, 0.96)
+    weight_decay = 0.03
 
     def __init__(
         self,
@@ -141,18 +146,9 @@ class Network(ReleasedNetwork):
         x, steps = x[:, PREFIX - 1 :], steps[:, PREFIX - 1 :]
         return self.lm_head(self.adaln_before_head(x, steps))
 
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Return AdamW, unfused, which spares all embeddings and norms its decay."""
-        decayed: list[nn.Parameter] = []
-        spared: list[nn.Parameter] = []
-        for name, weight in self.named_parameters():
-            spare = weight.ndim < 2 or any(part in name for part in NOT_DECAYED)
-            (spared if spare else decayed).append(weight)
-        groups = [
-            {"params": spared, "weight_decay": 0.0},
-            {"params": decayed, "weight_decay": 0.03},
-        ]
-        return torch.optim.AdamW(groups, lr=4e-4, betas=(0.9, 0.96))
+    def spared(self, name: str, parameter: nn.Parameter) -> bool:
+        """Embeddings and norms do not decay."""
+        return parameter.ndim < 2 or any(part in name for part in NOT_DECAYED)
 
 
 class Layer(nn.Module):
@@ -165,7 +161,7 @@ class Layer(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, heads, dropout, attention_dropout)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = FeedForward(dim, hidden, dropout)
+        self.mlp = Mlp(dim, hidden, dropout=dropout)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
 
     def forward(self, x: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
@@ -197,22 +193,6 @@ class Attention(nn.Module):
         rate = self.attention_dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
         return self.proj_drop(self.proj(y.transpose(1, 2).reshape(B, S, D)))
-
-
-class FeedForward(nn.Module):
-    """fc2(gelu(fc1 x)), dropped out after each half."""
-
-    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.act = nn.GELU()
-        self.drop1 = nn.Dropout(dropout)
-        self.fc2 = nn.Linear(hidden, dim)
-        self.drop2 = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., D)."""
-        return self.drop2(self.fc2(self.drop1(self.act(self.fc1(x)))))
 
 
 class LastNorm(nn.Module):

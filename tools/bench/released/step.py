@@ -15,7 +15,19 @@ SYSTEMS = ("llamagen", "mar", "maskgit", "nar", "rar", "var", "xar")
 
 
 class ReleasedNetwork(nn.Module, ABC):
-    """A published generator as it is trained."""
+    """A published generator as it is trained, by AdamW.
+
+    Attributes:
+        lr: learning rate.
+        betas: decay rates of the two moments.
+        weight_decay: of what is not `spared`.
+        fused: whether the published script asks for the fused kernel.
+    """
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    fused: bool | None = None
 
     @classmethod
     @abstractmethod
@@ -26,16 +38,21 @@ class ReleasedNetwork(nn.Module, ABC):
     def forward(self, codes: Tensor, label: Tensor) -> Tensor:
         """Return the mean training loss of codes (B, L[, C]) and labels (B,)."""
 
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Return the published optimiser."""
-        matrices = [p for p in self.parameters() if p.ndim >= 2 and p.requires_grad]
-        rest = [p for p in self.parameters() if p.ndim < 2 and p.requires_grad]
-        groups = [{"params": matrices, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), **self.optimizer_options())
+    def spared(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether a parameter does not decay."""
+        return parameter.ndim < 2
 
-    def optimizer_options(self) -> dict[str, Any]:
-        """Return what else the published script passes to AdamW."""
-        return {}
+    def optimizer(self) -> torch.optim.AdamW:
+        """Return the published optimiser."""
+        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for n, p in named if self.spared(n, p)], "weight_decay": 0.0},
+            {
+                "params": [p for n, p in named if not self.spared(n, p)],
+                "weight_decay": self.weight_decay,
+            },
+        ]
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=self.fused)
 
 
 def released_network(name: str, generator: Any) -> ReleasedNetwork:

@@ -37,6 +37,8 @@ class Network(ReleasedNetwork):
         label_dropout: share of labels dropped.
     """
 
+    fused = True
+
     def __init__(
         self,
         *,
@@ -140,18 +142,9 @@ class Network(ReleasedNetwork):
             x = block(x, shared, bias)
         return self.head(self.head_nm(x.float(), cond).float()).float()
 
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Return the published optimiser, fused; tables and temperatures do not decay."""
-        spared: list[nn.Parameter] = []
-        decayed: list[nn.Parameter] = []
-        for name, parameter in self.named_parameters():
-            free = parameter.ndim == 1 or name.endswith("bias") or any(s in name for s in SPARED)
-            (spared if free else decayed).append(parameter)
-        groups = [
-            {"params": spared, "weight_decay": 0.0},
-            {"params": decayed, "weight_decay": 0.05},
-        ]
-        return torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), fused=True)
+    def spared(self, name: str, parameter: nn.Parameter) -> bool:
+        """Tables and temperatures do not decay."""
+        return parameter.ndim == 1 or name.endswith("bias") or any(part in name for part in SPARED)
 
 
 class Block(nn.Module):

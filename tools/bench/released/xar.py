@@ -24,6 +24,9 @@ class Network(ReleasedNetwork):
     Letters: B batch, L positions, n of them a cell, N = L / n cells, C code width, D model width.
     """
 
+    betas = (0.9, 0.96)
+    weight_decay = 0.02
+
     def __init__(
         self,
         *,
@@ -145,10 +148,3 @@ class Network(ReleasedNetwork):
         for block in self.decoder_blocks:
             h = block(h, cond, self.mask)
         return self.pred(self.decoder_norm(h))
-
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Return the published optimiser, with more momentum of the squares than MAR's."""
-        matrices = [p for p in self.parameters() if p.ndim != 1]
-        rest = [p for p in self.parameters() if p.ndim == 1]
-        groups = [{"params": matrices, "weight_decay": 0.02}, {"params": rest, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.96), **self.optimizer_options())
