@@ -153,7 +153,12 @@ def _base(precision: str, first: str, settings: Mapping[str, Any]) -> dict[str, 
     return {"decoder": first, "precision": compared}
 
 
-def decoder_of(name: str, network: Any, how: Any) -> Decoder:
+def decoder_of(name: str, network: Any, how: Published) -> Decoder:
+    """Return the strategy of a name: a preset of configs/decoder, `compiled` or `published`.
+
+    Raises:
+        IncompatibleError: if it cannot drive the network.
+    """
     if name == "compiled":
         decoder: Decoder = Sequential(compile=True)
     elif name == "published" and how.decoder:
