@@ -133,7 +133,10 @@ def test_a_picture_does_not_depend_on_what_else_is_asked(pipe: argen.Pipeline) -
     for i, text in enumerate(TEXTS):
         alone = pipe(text=text, seed=5 + i, batch_size=1)
         assert (alone.codes == together.codes[i]).all()
-    assert torch.equal(pipe(text=TEXTS, seed=5, batch_size=3).images, together.images)
+    split = pipe(text=TEXTS, seed=5, batch_size=3)
+    assert torch.equal(split.codes, together.codes)
+    # Convolutions of another batch size may round differently in the last bits.
+    torch.testing.assert_close(split.images, together.images, atol=1e-4, rtol=0)
 
 
 def test_the_command_draws_texts(
