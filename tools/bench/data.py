@@ -154,7 +154,7 @@ class Endless:
 def _codes(settings: Mapping[str, Any], model: str, place: Path) -> Iterator[Case]:
     device = pick_device(settings["device"])
     network = generator(model, device=device, dtype=torch.float32, **settings["changes"]).train()
-    step = TrainingStep(network, settings["precision"], settings["batch"])
+    step = TrainingStep(network, settings["batch"])
     write_codes(network.spec, place / "codes" / model, settings["codes"])
     data = CodeDataset(place / "codes" / model)
     for workers in (0, settings["workers"]):
@@ -163,7 +163,7 @@ def _codes(settings: Mapping[str, Any], model: str, place: Path) -> Iterator[Cas
         )  # fmt: skip
         yield Case(
             {"reads": f"codes, {model} step", "workers": workers, "batch": settings["batch"]},
-            call=WaitingStep(step, stream),
+            call=WaitingStep(step, stream, settings["precision"]),
             units=settings["batch"],
             unit="images",
             dtype=settings["precision"],
@@ -191,8 +191,8 @@ def write_codes(spec: Any, directory: Path, count: int) -> None:
 class WaitingStep:
     """A training step on codes that are read for it; says which share of it is waiting."""
 
-    def __init__(self, step: TrainingStep, stream: Stream) -> None:
-        self.step = step
+    def __init__(self, step: TrainingStep, stream: Stream, precision: str) -> None:
+        self.step, self.precision = step, precision
         self.batches = iter(stream.train_dataloader())
 
     def __call__(self) -> dict[str, float]:
@@ -202,7 +202,7 @@ class WaitingStep:
         read = time.perf_counter()
         label = self.step.batch["label"]
         self.step.batch = {"codes": batch["codes"].to(label.device), "label": label}
-        self.step()
+        self.step(self.precision)
         if label.is_cuda:
             torch.cuda.synchronize()
         whole = time.perf_counter() - begin

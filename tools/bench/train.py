@@ -23,7 +23,7 @@ MODES = ("eager", "compiled", "recompute", "compiled_recompute", "released")
 
 
 def groups(settings: Mapping[str, Any]) -> Iterator[list[Case]]:
-    """Yield a group a model: its precisions and modes take turns on networks of their own."""
+    """Yield a group a model: its precisions and modes take turns, a network each mode."""
     device = pick_device(settings["device"])
     for mode in settings["modes"]:
         if mode not in MODES:
@@ -31,37 +31,45 @@ def groups(settings: Mapping[str, Any]) -> Iterator[list[Case]]:
     for model in settings["models"]:
         published(model)
     for model in settings["models"]:
+        make = partial(_network, model, device, settings["changes"])
+        steps: dict[str, Step] = {"eager": TrainingStep(make(), settings["batch"])}
+        flops = count_flops(partial(steps["eager"], "float32"))
+        # Precisions share a network: a copy is weights and two moments, 12 bytes a parameter.
+        for mode in settings["modes"]:
+            if mode != "eager":
+                steps[mode] = _step(model, mode, steps["eager"], make)
+        if "eager" not in settings["modes"]:
+            del steps["eager"]
         yield [
-            _case(model, precision, mode, settings["batch"], device, settings["changes"])
+            _case(steps[mode], model, precision, mode, flops)
             for precision in settings["precisions"]
             for mode in settings["modes"]
         ]
+        steps.clear()  # before the next model's are made
 
 
-def _case(
-    model: str,
-    precision: str,
-    mode: str,
-    batch: int,
-    device: torch.device,
-    changes: Mapping[str, Any],
-) -> Case:
-    network = generator(model, device=device, dtype=torch.float32, **changes).train()
-    own = TrainingStep(network, precision, batch)
-    step: Step = own
-    flops = count_flops(own)
+def _network(model: str, device: torch.device, changes: Mapping[str, Any]) -> Any:
+    return generator(model, device=device, dtype=torch.float32, **changes).train()
+
+
+def _step(model: str, mode: str, eager: TrainingStep, make: Callable[[], Any]) -> Step:
     if mode == "released":
-        released = released_network(model, network).to(device).train()
-        call = partial(released, **own.batch)
-        step = Step(released, call, released.optimizer(), precision)
+        released = released_network(model, eager.network).to(eager.device).train()
+        loss = partial(released, **eager.batch)
+        return Step(released, loss, released.optimizer(), eager.batch["codes"])
+    step = TrainingStep(make(), eager.pictures)
     if "recompute" in mode:
-        recompute_activations(network)
+        recompute_activations(step.network)
     if "compiled" in mode:
-        own.task.compile_network()
+        step.task.compile_network()
+    return step
+
+
+def _case(step: Step, model: str, precision: str, mode: str, flops: float) -> Case:
     return Case(
-        {"model": model, "precision": precision, "batch": batch, "mode": mode},
-        call=step,
-        units=batch * network.spec.length,
+        {"model": model, "precision": precision, "batch": step.pictures, "mode": mode},
+        call=partial(step, precision),
+        units=step.tokens,
         unit="tokens",
         flops=flops,
         dtype=precision,
@@ -80,7 +88,7 @@ class Step:
         network: on its device, in float32.
         loss: makes the loss.
         optimizer: of the network's weights.
-        precision: bfloat16 for autocast.
+        codes: of the batch, (B, L[, C]).
     """
 
     def __init__(
@@ -88,15 +96,14 @@ class Step:
         network: nn.Module,
         loss: Callable[[], Tensor],
         optimizer: torch.optim.Optimizer,
-        precision: str,
+        codes: Tensor,
     ) -> None:
-        self.network, self.loss = network, loss
-        self.optimizer, self.precision = optimizer, precision
-        self.device = next(network.parameters()).device
+        self.network, self.loss, self.optimizer = network, loss, optimizer
+        self.device, self.pictures, self.tokens = codes.device, len(codes), codes.shape[:2].numel()
 
-    def __call__(self) -> None:
-        """Make the step."""
-        bfloat16 = self.precision == "bfloat16"
+    def __call__(self, precision: str) -> None:
+        """Make the step, under autocast in bfloat16."""
+        bfloat16 = precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
             loss = self.loss()
         loss.backward()
@@ -110,14 +117,12 @@ class TrainingStep(Step):
 
     Args:
         network: on its device, in float32.
-        precision: bfloat16 for autocast.
         batch: pictures a step.
     """
 
-    def __init__(self, network: Any, precision: str, batch: int) -> None:
+    def __init__(self, network: Any, batch: int) -> None:
         device, spec = next(network.parameters()).device, network.spec
         self.task = GeneratorTask(network, optim=Optim(), steps=1)
-        super().__init__(network, self._loss, self.task.optim.optimizer(network), precision)
         shape = spec.code_shape(batch)
         if spec.kind == "continuous":
             codes = torch.randn(shape, device=device)
@@ -126,6 +131,7 @@ class TrainingStep(Step):
             codes = torch.randint(least, shape, device=device)
         label = torch.arange(batch, device=device) % network.conditioner.num_classes
         self.batch = {"codes": codes, "label": label}
+        super().__init__(network, self._loss, self.task.optim.optimizer(network), codes)
 
     def _loss(self) -> Tensor:
         label, rate = self.batch["label"], self.task.generator.conditioner.drop_rate
