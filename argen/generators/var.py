@@ -216,6 +216,7 @@ class VAR(Generator):
     def _run(self, x: Tensor, cond_B1D: Tensor, **attention: Any) -> Tensor:
         """Run blocks and head over tokens (B, n, D); returns logits (B, n, V)."""
         shared = cond_B1D if self.shared_modulation is None else self.shared_modulation(cond_B1D)
+        x = x.to(compute_dtype(self.embed.weight))  # as published: no float32 between the blocks
         for layer, block in enumerate(self.blocks):
             x = block(x, cond=shared, layer=layer, **attention)
         return self.head(self.norm(x, cond_B1D))

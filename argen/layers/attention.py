@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from argen.errors import UserError
 from argen.layers.cache import KVCache, Window
 from argen.layers.norms import UnitNorm, make_norm
+from argen.layers.product_attention import product_attention
 from argen.layers.rope import apply_rope
 
 
@@ -167,11 +168,12 @@ def attend(
     causal = causal and mask is None
     # Norms and rotations leave queries and keys in float32 under autocast.
     q, k = q.to(v.dtype), k.to(v.dtype)
-    # The fused CPU kernel's backward pass in bfloat16 is two to five times slower than plain
-    # matrix products at the lengths that are trained on a CPU.
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
         if causal:
             mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+        if dropout == 0 and not torch.compiler.is_compiling():
+            k, v = shared_heads(q, k, v)
+            return product_attention(q, k, v, added_mask(mask, q))
         return manual_attention(q, k, v, mask, dropout=dropout)
     return F.scaled_dot_product_attention(
         q,
@@ -191,15 +193,28 @@ def manual_attention(
 
     Arguments as in `attend`.
     """
+    k, v = shared_heads(q, k, v)
     B, H, L, hd = q.shape
-    repeats, M = H // k.shape[1], k.shape[2]
-    if repeats > 1:
-        k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-    bias = q.new_zeros(())
-    if mask is not None:
-        bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device)
-        bias = bias.masked_fill_(~mask, float("-inf")).expand(B, H, L, M).reshape(B * H, L, M)
+    M = k.shape[2]
+    bias = added_mask(mask, q).expand(B, H, L, M).reshape(B * H, L, M)
     keys = k.reshape(B * H, M, hd).transpose(1, 2)
     logits = torch.baddbmm(bias, q.reshape(B * H, L, hd), keys, alpha=hd**-0.5)
     weights = F.dropout(torch.softmax(logits, dim=-1), dropout)
     return (weights @ v.reshape(B * H, M, hd)).view(B, H, L, hd)
+
+
+def shared_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return keys and values with a copy for every query head that shares them."""
+    repeats = q.shape[1] // k.shape[1]
+    if repeats == 1:
+        return k, v
+    return k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+
+
+def added_mask(mask: Tensor | None, q: Tensor) -> Tensor:
+    """Return what a boolean mask, true where a query may look, adds to the logits."""
+    if mask is None:
+        return q.new_zeros(1, 1, 1, 1)
+    return torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(
+        ~mask, float("-inf")
+    )

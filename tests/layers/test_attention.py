@@ -1,10 +1,12 @@
 import pytest
 import torch
 
+import argen.layers.product_attention as in_products
 from argen.errors import UserError
 from argen.layers.attention import SelfAttention, attend, manual_attention
 from argen.layers.cache import KVCache, Window
 from argen.layers.masks import block_causal, causal, dense_mask, text_masked
+from argen.layers.product_attention import product_attention
 from argen.layers.rope import rope_table_1d
 
 
@@ -52,6 +54,19 @@ def test_bfloat16_route_agrees_and_learns():
     torch.testing.assert_close(rounded.float(), exact, rtol=0.03, atol=0.03)
     rounded.float().square().sum().backward()
     assert all(x.grad is not None and x.grad.any() for x in (q, k, v))
+
+
+@pytest.mark.parametrize("heads_at_once", [1, 3, 99])
+@pytest.mark.parametrize("masked", ["alike", "a row each"])
+def test_products_of_a_few_heads_at_a_time(heads_at_once, masked, monkeypatch):
+    q, k, v = (draws(2, 4, 5, 3, seed=s).double().requires_grad_() for s in range(3))
+    monkeypatch.setattr(in_products, "CHUNK_BYTES", heads_at_once * 5 * 5 * 8)
+    shape = (5, 5) if masked == "alike" else (2, 1, 5, 5)
+    mask = (draws(*shape, seed=3) > 0) | torch.eye(5, dtype=torch.bool)
+    bias = torch.zeros(shape).double().masked_fill_(~mask, float("-inf"))
+    expected = manual_attention(q, k, v, mask)
+    torch.testing.assert_close(product_attention(q, k, v, bias), expected)
+    assert torch.autograd.gradcheck(lambda *x: product_attention(*x, bias), (q, k, v))
 
 
 def test_more_queries_than_one_with_fewer_keys():
