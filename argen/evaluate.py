@@ -15,11 +15,13 @@ def main(config: Any) -> None:
     """Draw or read what is scored, score it, write the JSON."""
     from argen.evaluation.report import summary
     from argen.evaluation.sweep import SWEPT
+    from argen.layers.drawing import check_precision
     from argen.ranks import joined, place
     from argen.train import plain
 
     settings = plain(config)
     require_positive(settings, "batch_size")
+    check_precision(settings["precision"])
     only_reference = settings["save"] is not None
     given = [name for name in WHAT if settings.get(name) is not None]
     if only_reference and settings["reference"] is None:
@@ -123,6 +125,7 @@ def _score_model(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
         batch_size=settings["batch_size"],
         decoder=build(settings["decoder"]) if settings.get("decoder") else None,
         rounding=protocol.rounding,
+        precision=settings["precision"],
         **sampling,
     )
     result = evaluate(
@@ -138,6 +141,7 @@ def _score_model(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
                 **pipe.defaults,
                 **sampling,
                 "seed": settings["seed"],
+                "precision": settings["precision"],
                 "decoder": type(drawn.decoder).__name__,
                 "exact": drawn.decoder.exact,
             },
@@ -160,6 +164,8 @@ def _score_reconstructions(settings: dict[str, Any]) -> tuple[dict[str, Any], Pa
     from argen.evaluation.reconstructed import reconstructions, side
     from argen.evaluation.report import evaluate
 
+    if settings["precision"] == "int8":
+        raise UserError("precision=int8 is of generators: use float32 or bfloat16 here.")
     protocol, pipe = Protocol.from_dict(settings["protocol"]), _pipeline(settings)
     if not protocol.paired:
         raise UserError(
@@ -241,12 +247,13 @@ def _pipeline(settings: dict[str, Any]) -> Any:
 
     if "pipe" in settings:  # of a sweep
         return settings["pipe"]
-    return load(
+    pipe = load(
         settings["model"],
         device=own_device(settings["device"]),
         trust=settings["trust"],
         text_encoder=settings.get("text_encoder"),
     )
+    return pipe.to_precision(settings["precision"])
 
 
 def _source(settings: dict[str, Any], pipe: Any, protocol: Any) -> Any:

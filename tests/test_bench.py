@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
 from bench.cases import Case, measure  # noqa: E402
 from bench.machine import bound  # noqa: E402
+from bench.plot import save_plot  # noqa: E402
 from bench.table import markdown  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -180,3 +182,18 @@ def test_the_tables_of_the_page_are_those_of_the_files() -> None:
     command = [sys.executable, str(ROOT / "tools" / "bench_tables.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_plot_has_a_dot_for_every_row(tmp_path: Path) -> None:
+    rows = [row(labels={"what": name}, bound_seconds=0.5, units=2) for name in "abc"]
+    found = {f"{kind}_flops_per_second": 1.0 for kind in ("float32", "bfloat16")}
+    result = {
+        "rows": rows,
+        "machine": {"cpu": "any", "threads": 1, "torch": "any"},
+        "ceilings": {"bytes_per_second": 1.0, **found},
+    }
+    save_plot(result, tmp_path / "plot.png")
+    picture = Image.open(tmp_path / "plot.png")
+    taller = {**result, "rows": rows * 2}
+    save_plot(taller, tmp_path / "taller.png")
+    assert Image.open(tmp_path / "taller.png").height > picture.height > 0

@@ -1,7 +1,7 @@
 """How fast argen is, with the bound of the machine beside it.
 
     python tools/bench.py                        the subjects
-    python tools/bench.py startup                measure one, print a table, write a JSON
+    python tools/bench.py startup                measure one, a table and a JSON (and a plot)
     python tools/bench.py sample rounds=3 against=outputs/bench/sample-before.json
     python tools/bench.py sample --help          its settings
 
@@ -75,6 +75,7 @@ def main() -> None:
         sys.exit(0 if name in ("", "-h", "--help") else 2)
 
     def measured(config: Any) -> None:
+        from bench.plot import save_plot
         from bench.table import about, markdown, profiles
 
         from argen.checkpoint import write_json
@@ -95,6 +96,8 @@ def main() -> None:
         show(markdown(result, before))
         if settings["profile"]:
             show(profiles(result))
+        if settings["plot"]:
+            save_plot(result, out.with_suffix(".png"))
         show(f"\n{out}")
 
     rest = sys.argv[2:]

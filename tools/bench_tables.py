@@ -1,38 +1,49 @@
-"""The tables of benchmarks/README.md, made from the JSON files that tools/bench.py wrote.
+"""The tables of benchmarks/README.md and docs/, made from the JSON files that tools/bench.py wrote.
 
     python tools/bench_tables.py --write    bring the page up to date
     python tools/bench_tables.py --check    exit 1 if it is not
 
-A table stands between `<!-- bench FILE -->` and `<!-- end -->`.
+A table stands between `<!-- bench FILE -->` and `<!-- end -->`, FILE under benchmarks/; with
+`<!-- bench FILE plot -->` the plot follows, drawn anew by --write.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from bench.plot import save_plot
 from bench.table import about, markdown, profiles
 
-PAGE = Path(__file__).parents[1] / "benchmarks" / "README.md"
-BLOCK = re.compile(r"(<!-- bench (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks"
+PAGES = (RESULTS / "README.md", ROOT / "docs" / "decoding.md")
+BLOCK = re.compile(r"(<!-- bench (\S+?)( plot)? -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
-def filled(page: str) -> str:
-    """Return the page with every table made anew."""
+def filled(page: Path, *, draw: bool = False) -> str:
+    """Return a page with every table made anew; `draw` writes its plots too."""
 
     def block(match: re.Match[str]) -> str:
-        result = json.loads((PAGE.parent / match[2]).read_text())
+        path = RESULTS / match[2]
+        result = json.loads(path.read_text())
         text = f"`{result['command']}`\n\n{about(result)}.\n\n{markdown(result)}\n"
+        if match[3]:
+            plot = path.with_suffix(".png")
+            if draw:
+                save_plot(result, plot)
+            text += f"\n![rates of {path.stem}]({os.path.relpath(plot, page.parent)})\n"
         if found := profiles(result):
             text += f"\nBusy time by operation:\n\n{found}\n"
-        return f"{match[1]}\n{text}\n{match[4]}"
+        return f"{match[1]}\n{text}\n{match[5]}"
 
-    return BLOCK.sub(block, page)
+    return BLOCK.sub(block, page.read_text())
 
 
 def main() -> None:
@@ -40,13 +51,14 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="bring the page up to date")
     parser.add_argument("--check", action="store_true", help="exit 1 if it is not")
     given = parser.parse_args()
-    page = PAGE.read_text()
-    if given.write:
-        PAGE.write_text(filled(page))
-    elif given.check:
-        sys.exit(0 if filled(page) == page else f"{PAGE} is out of date: run with --write.")
-    else:
-        print(filled(page))
+    for page in PAGES:
+        if given.write:
+            page.write_text(filled(page, draw=True))
+        elif given.check:
+            if filled(page) != page.read_text():
+                sys.exit(f"{page} is out of date: run with --write.")
+        else:
+            print(filled(page))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ class Generated:
         batch_size: pictures drawn at once.
         decoder: strategy; the plainest that fits when None.
         rounding: how floats become 8-bit values.
+        precision: what `pipe` was turned to, a part of the sub-directory's name.
         **sampling: cfg, top_k, ...
     """
 
@@ -56,6 +57,7 @@ class Generated:
         batch_size: int = 64,
         decoder: Decoder | None = None,
         rounding: str = "nearest",
+        precision: str = "float32",
         **sampling: Any,
     ) -> None:
         self.pipe, self.labels, self.seed = pipe, labels, seed
@@ -72,6 +74,7 @@ class Generated:
             "seed": seed,
             "batch_size": batch_size,
             "rounding": rounding,
+            "precision": precision,
         }
         if self.asked != labels:
             about["asked"] = hashlib.sha256(json.dumps(list(self.asked)).encode()).hexdigest()

@@ -69,7 +69,7 @@ def product_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     else:
         bias = bias.expand(B, H, L, M).reshape(B * H, L, M)
     flat = (x.reshape(B * H, -1, hd).contiguous() for x in (q, k, v))
-    out: Tensor = ProductAttention.apply(*flat, bias, hd**-0.5)  # type: ignore[no-untyped-call]
+    out: Tensor = ProductAttention.apply(*flat, bias, hd**-0.5)
     return out.view(B, H, L, hd)
 
 

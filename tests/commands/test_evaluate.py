@@ -50,6 +50,20 @@ def test_two_ranks_score_the_same_set_as_one(workplace: Path) -> None:
         assert one[key] == two[key]
 
 
+def test_drawn_in_another_precision(workplace: Path) -> None:
+    words = [MODEL, "quick=true", "n=60", "device=cpu", "keep_samples=true"]
+    sets = []
+    for precision in ("float32", "bfloat16"):
+        out = f"in-{precision}/m.json"
+        done = command("evaluate", *words, f"precision={precision}", f"out={out}", cwd=workplace)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert json.loads((workplace / out).read_text())["sampling"]["precision"] == precision
+        (kept,) = (workplace / out).parent.glob("samples-*")
+        sets.append((kept.name, np.load(kept / "00000000.npz")["arr_0"]))
+    assert sets[0][0] != sets[1][0]
+    assert (sets[0][1] != sets[1][1]).any()
+
+
 def test_a_killed_evaluation_goes_on(workplace: Path) -> None:
     words = [MODEL, "quick=true", "n=700", "export=npz", "batch_size=32"]
     running = subprocess.Popen(
@@ -137,6 +151,8 @@ def test_references_and_other_peoples_pictures(workplace: Path) -> None:
         ([MODEL, "protocol=fd_dinov2", "n=10000"], "features_path=DIR"),
         ([MODEL, "protocol=reconstruction_lite"], "add reconstruction=true"),
         ([MODEL, "reconstruction=true"], "use protocol=reconstruction_lite"),
+        ([MODEL, "reconstruction=true", "precision=int8"], "use float32 or bfloat16"),
+        ([MODEL, "precision=half"], "Unknown precision=half"),
         (["samples=x", "sweep.cfg=[1]"], "give model=DIR"),
         ([MODEL, "quick=true", "sweep.cfg=2"], "must be a list"),
         ([MODEL, "quick=true", "sweep.cfg=[2,2]"], "names a value twice"),
