@@ -134,6 +134,11 @@ SMALL = ("rounds=1", "precisions=[float32]", "+changes.layers=1")
         ("sample", *SMALL, "decoders=[released,sequential]"),
         ("train", *SMALL, "modes=[eager,recompute]", "batch=1"),
         ("train", *SMALL, "modes=[eager,released]", "batch=1"),
+        (
+            *("train", "rounds=1", "models=[llamagen_vq16]", "modes=[eager,released]", "batch=1"),
+            *("precisions=[bfloat16]", "+changes.image_size=32", "+changes.encoder.channels=32"),
+            "+changes.decoder.channels=32",
+        ),
         ("pictures", *SMALL, "models=[llamagen_b]", "batches=[1,2]"),
         ("first", "rounds=1", "precisions=[float32,int8]", "+changes.layers=1", "more=['cfg=1.0']"),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -73,6 +74,28 @@ class TokenizerTask(Task):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Take the tokenizer's step, then the discriminator's on the same reconstruction."""
         images, step = batch["image"], self.global_step
+
+        def move(side: int, loss: Tensor) -> None:
+            self._step(side, loss, batch_idx)
+
+        metrics = self.take_sides(images, step, move)
+        self.log("loss", self.values["loss"], prog_bar=True)
+        if (step + 1) % self.log_every == 0:
+            self.log_details(self.values | metrics, len(images))
+
+    def take_sides(
+        self, images: Tensor, step: int, move: Callable[[int, Tensor], None]
+    ) -> dict[str, Tensor]:
+        """Let each side take its step on its loss; `values` holds the terms of both afterwards.
+
+        Args:
+            images: pictures (B, 3, H, W) in [-1, 1].
+            step: training step.
+            move: given a side, 0 the tokenizer or 1 the discriminator, and its loss.
+
+        Returns:
+            the tokenizer's metrics.
+        """
         apply_step(self.tokenizer, step)
         output = self.tokenizer(images)
         total, terms = self.objective.tokenizer_loss(
@@ -83,15 +106,12 @@ class TokenizerTask(Task):
             encoder_layer=self.tokenizer.encoder_last_layer(),
         )
         self.values = {**terms, "loss": total.detach()}
-        self._step(0, total, batch_idx)
+        move(0, total)
         if self.objective.trains_discriminator(step):
             judged, other = self.objective.discriminator_loss(images, output.images, step=step)
-            self._step(1, judged, batch_idx)
-            terms = terms | other
             self.values |= other
-        self.log("loss", total.detach(), prog_bar=True)
-        if (step + 1) % self.log_every == 0:
-            self.log_details(terms | output.metrics | {"loss": total.detach()}, len(images))
+            move(1, judged)
+        return output.metrics
 
     def _step(self, side: int, loss: Tensor, batch_idx: int) -> None:
         """Add one side's gradient and, after the last batch of a step, move it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from argen.training.recompute import recompute_activations
 from bench.cases import Case
 from bench.models import generator, published
 from bench.released.step import released_network
+from bench.tokenizer_step import is_tokenizer, objective_of, tokenizer_case
 
 MODES = ("eager", "compiled", "recompute", "compiled_recompute", "released")
 
@@ -29,56 +31,71 @@ def groups(settings: Mapping[str, Any]) -> Iterator[list[Case]]:
         if mode not in MODES:
             raise UserError(f"There is no mode {mode!r}; choose from {', '.join(MODES)}.")
     for model in settings["models"]:
-        published(model)
+        objective_of(model) if is_tokenizer(model) else published(model)
+    rest = settings["batch"], device, settings["changes"]
     for model in settings["models"]:
-        make = partial(_network, model, device, settings["changes"])
-        steps: dict[str, Step] = {"eager": TrainingStep(make(), settings["batch"])}
-        flops = count_flops(partial(steps["eager"], "float32"))
-        # Precisions share a network: a copy is weights and two moments, 12 bytes a parameter.
-        for mode in settings["modes"]:
-            if mode != "eager":
-                steps[mode] = _step(model, mode, steps["eager"], make)
-        if "eager" not in settings["modes"]:
-            del steps["eager"]
+        if is_tokenizer(model):
+            make = partial(tokenizer_case, model, *rest)
+        else:
+            make = partial(_case, _Steps(model, *rest))
         yield [
-            _case(steps[mode], model, precision, mode, flops)
+            _compared(make(precision=precision, mode=mode))
             for precision in settings["precisions"]
             for mode in settings["modes"]
         ]
-        steps.clear()  # before the next model's are made
 
 
-def _network(model: str, device: torch.device, changes: Mapping[str, Any]) -> Any:
-    return generator(model, device=device, dtype=torch.float32, **changes).train()
+class _Steps:
+    """A generator's steps, one network a mode.
+
+    Precisions share it: a copy of weights and two moments is 12 bytes a parameter.
+    """
+
+    def __init__(
+        self, model: str, batch: int, device: torch.device, changes: Mapping[str, Any]
+    ) -> None:
+        self.model = model
+        self._network = partial(generator, model, device=device, dtype=torch.float32, **changes)
+        self._eager = TrainingStep(self._network().train(), batch)
+        self._made: dict[str, Step] = {"eager": self._eager}
+        self.flops = count_flops(partial(self._eager, "float32"))
+
+    def __getitem__(self, mode: str) -> Step:
+        if mode not in self._made:
+            self._made[mode] = self._make(mode)
+        return self._made[mode]
+
+    def _make(self, mode: str) -> Step:
+        eager = self._eager
+        if mode == "released":
+            released = released_network(self.model, eager.network).to(eager.device).train()
+            loss = partial(released, **eager.batch)
+            return Step(released, loss, released.optimizer(), eager.batch["codes"])
+        step = TrainingStep(self._network().train(), eager.pictures)
+        if "recompute" in mode:
+            recompute_activations(step.network)
+        if "compiled" in mode:
+            step.task.compile_network()
+        return step
 
 
-def _step(model: str, mode: str, eager: TrainingStep, make: Callable[[], Any]) -> Step:
-    if mode == "released":
-        released = released_network(model, eager.network).to(eager.device).train()
-        loss = partial(released, **eager.batch)
-        return Step(released, loss, released.optimizer(), eager.batch["codes"])
-    step = TrainingStep(make(), eager.pictures)
-    if "recompute" in mode:
-        recompute_activations(step.network)
-    if "compiled" in mode:
-        step.task.compile_network()
-    return step
-
-
-def _case(step: Step, model: str, precision: str, mode: str, flops: float) -> Case:
+def _case(steps: _Steps, *, precision: str, mode: str) -> Case:
+    step = steps[mode]
     return Case(
-        {"model": model, "precision": precision, "batch": step.pictures, "mode": mode},
+        {"model": steps.model, "precision": precision, "batch": step.pictures, "mode": mode},
         call=partial(step, precision),
         units=step.tokens,
         unit="tokens",
-        flops=flops,
+        flops=steps.flops,
         dtype=precision,
-        bases={
-            "x released": {"mode": "released"},
-            "x float32": {"precision": "float32"},
-            **({} if mode == "released" else {"x eager": {"mode": "eager"}}),
-        },
     )
+
+
+def _compared(case: Case) -> Case:
+    """Return a case with the rows that it is compared with."""
+    eager = {} if case.labels["mode"] == "released" else {"x eager": {"mode": "eager"}}
+    bases = {"x released": {"mode": "released"}, "x float32": {"precision": "float32"}, **eager}
+    return replace(case, bases=bases)
 
 
 class Step:
