@@ -1,6 +1,6 @@
 """The blocks of LlamaGen's VQ-16 (FoundationVision/LlamaGen, MIT), written anew.
 
-Where argen differs: there queries, keys and values are three convolutions, attention is two products
+Where argen differs: there queries, keys and values are three convolutions, attention two products
 around a softmax, and SiLU is two operations.
 """
 
