@@ -19,6 +19,9 @@ def main(config: Any) -> None:
 
     settings = plain(config)
     importer = find_importer(settings["source"])
+    if hasattr(importer, "import_drafter"):
+        _convert_drafter(importer, settings)
+        return
     parts: dict[str, Any] = {}
     for key in ("tokenizer_ckpt", "ckpt"):
         if settings[key] is not None:
@@ -57,6 +60,26 @@ def main(config: Any) -> None:
     show(f"written to {out}: {pipe.tokenizer.spec.describe()}")
 
 
+def _convert_drafter(importer: Any, settings: dict[str, Any]) -> None:
+    """Write a drafter directory, which needs no tokenizer."""
+    from argen.generators.feature_drafter import save_drafter
+
+    if settings["ckpt"] is None:
+        raise UserError(f"source={settings['source']} has drafters: add ckpt=FILE.")
+    for key in ("tokenizer_ckpt", "class_names"):
+        if settings[key] is not None:
+            raise UserError(f"A drafter has none of its own: leave {key} out.")
+    drafter = _import(importer, settings, "ckpt")["drafter"]
+    out = require_writable(settings["out"])
+    file = Path(settings["ckpt"]).name
+    about = {"weights": "as released", "source": settings["source"], "files": [file]}
+    save_drafter(drafter, out, about=about)
+    count = sum(p.numel() for p in drafter.parameters())
+    show(f"drafter: {type(drafter).__name__}, {count / 1e6:.1f}M parameters")
+    show(f"written to {out}: {drafter.spec.describe()}")
+    show(f"next: python -m argen.sample model=... decoder=relaxed decoder.drafter={out}")
+
+
 def find_importer(name: str) -> Any:
     """Return the module of argen.interop for a project."""
     import pkgutil
@@ -89,7 +112,7 @@ def _import(
     path = settings[key]
     checkpoint = read_weights(path, trust=settings["trust"])
     # A generator's file may hold a tokenizer too, but never the other way round.
-    kinds = ["tokenizer"] if key == "tokenizer_ckpt" else ["generator", "tokenizer"]
+    kinds = ["tokenizer"] if key == "tokenizer_ckpt" else ["generator", "tokenizer", "drafter"]
     refusals = []
     for kind in kinds:
         function = getattr(importer, f"import_{kind}", None)
@@ -98,7 +121,7 @@ def _import(
         known: dict[str, Any] = {"image_size": settings["image_size"]}
         if kind == "generator" and tokenizer is not None:
             known |= {"factor": tokenizer.factor, "embed_dim": tokenizer.spec.dim}
-        extra = settings["options" if kind == "generator" else "tokenizer_options"]
+        extra = settings["tokenizer_options" if kind == "tokenizer" else "options"]
         options = _options(function, known, extra, source=settings["source"])
         try:
             return {kind: function(checkpoint, source=Path(path).name, **options).build()}

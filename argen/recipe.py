@@ -73,9 +73,11 @@ class Recipe:
         """Run what `stage` asks for; returns the run's directory."""
         stage = self.config["stage"]
         if stage not in ("all", "tokenizer", "generator"):
-            raise UserError(f"Unknown stage {stage!r}; use stage=all, tokenizer or generator.")
+            raise UserError(
+                f"Unknown stage {stage!r}; use stage=all, tokenizer, generator or drafter."
+            )
         if stage != "tokenizer":
-            self._prepare_text()
+            self._prepare_text(self.stages["generator"]["generator"])
         if stage == "generator":
             tokenizer = given_tokenizer(self.config, self.directory, device=self.device)
         else:
@@ -92,9 +94,9 @@ class Recipe:
             self.report(pipe, codes)
         return self.directory
 
-    def _prepare_text(self) -> None:
-        """Load the text encoder, if any, and look for captions, before the first step is made."""
-        self.text = encoder_for(self.config, self.stages["generator"]["generator"])
+    def _prepare_text(self, generator: dict[str, Any]) -> None:
+        """Load a generator's text encoder, if any, and look for captions, before the first step."""
+        self.text = encoder_for(self.config, generator)
         if self.text is not None:
             captions_of(self.source, self.source.train)
             self.text.to(self.device)

@@ -1,4 +1,4 @@
-"""What a training run starts from: a tokenizer that is there, or its weights (`init`)."""
+"""What a training run starts from: a model that is there, or a tokenizer's weights (`init`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from argen.errors import UserError
-from argen.pipeline import load
+from argen.pipeline import Pipeline, load
 from argen.tokenizers.base import Tokenizer
 from argen.tokenizers.start import start_from
 
@@ -65,3 +65,29 @@ def given_tokenizer(config: dict[str, Any], directory: Path, *, device: torch.de
             f"one with stage=tokenizer name={config['name']}, or name one with model=DIR."
         )
     return load(path, device=device, trust=config["trust"]).tokenizer
+
+
+def given_target(config: dict[str, Any], directory: Path, *, device: torch.device) -> Pipeline:
+    """Return the model whose generator a drafter is trained for.
+
+    Args:
+        config: of the run, see configs/train.yaml.
+        directory: of the run.
+        device: where the model goes.
+
+    Raises:
+        UserError: if there is none, or it has no generator.
+    """
+    path = Path(config["model"] or directory / "model")
+    if not (path / "config.json").is_file():
+        raise UserError(
+            f"stage=drafter needs a trained generator, and there is no model in {path}. Train one "
+            f"with stage=all name={config['name']}, or name one with model=DIR."
+        )
+    pipe = load(path, device=device, trust=config["trust"])
+    if pipe.generator is None:
+        raise UserError(
+            f"{path} is a tokenizer alone, and a drafter is trained for a generator: give a model "
+            "directory that holds both."
+        )
+    return pipe

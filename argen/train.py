@@ -1,4 +1,4 @@
-"""Train a tokenizer, a generator, or both: `python -m argen.train --help`."""
+"""Train a tokenizer, a generator, both, or a drafter: `python -m argen.train --help`."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ def main(config: Any) -> None:
     """Run the configured stages."""
     from contextlib import nullcontext
 
+    from argen.drafter_recipe import DrafterRecipe
     from argen.ranks import first
     from argen.recipe import Recipe
     from argen.run_lock import run_lock
 
-    stages = {name: stage_config(config, name) for name in ("tokenizer", "generator")}
+    stages = {name: stage_config(config, name) for name in config.stages}
     directory = require_writable(f"{config.out}/{config.name}")
-    recipe = Recipe(plain(config), stages)
+    kind = DrafterRecipe if config.stage == "drafter" else Recipe
+    recipe = kind(plain(config), stages)
     leads = first()
     with run_lock(directory) if leads else nullcontext():  # the first process holds it for all
         recipe.run()
     if leads:
-        report(directory, config.stage)
+        report(directory, config.stage, model=config.model)
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def stage_config(config: Any, stage: str) -> dict[str, Any]:
     return plain(OmegaConf.merge(with_own, OmegaConf.from_dotlist(typed)))
 
 
-def report(directory: Any, stage: str) -> None:
+def report(directory: Any, stage: str, *, model: str | None = None) -> None:
     """Say where things are and what to try next."""
     from argen.checkpoint import read_json
 
@@ -69,6 +71,9 @@ def report(directory: Any, stage: str) -> None:
         show(f"reconstructions  {directory / 'reconstructions.png'}")
         show(f"next: python -m argen.train stage=generator name={directory.name}")
         return
+    if stage == "drafter":
+        _report_drafter(directory, str(model or directory / "model"))
+        return
     result = read_json(directory / "metrics.json")
     show()
     for key, value in result.items():
@@ -78,12 +83,39 @@ def report(directory: Any, stage: str) -> None:
     show(f"reconstructions  {directory / 'reconstructions.png'}")
     show(f"model            {directory / 'model'}")
     show(f"scores           {directory / 'metrics.json'}")
-    saved = read_json(directory / "model" / "config.json")
-    what = "text='a red heart'" if "text" in saved else f"classes=[{saved['class_names'][0]}]"
+    what = _asked(directory / "model")
     show("\nTry next:")
     show(f"  python -m argen.sample model={directory / 'model'} {what} n=16 cfg=2.0")
     show(f"  python -m argen.evaluate model={directory / 'model'} protocol=fd_lite quick=true")
     show("  python -m argen.train experiment=emoji name=mine data=folder data.path=YOUR_PICTURES")
+
+
+def _report_drafter(directory: Any, model: str) -> None:
+    """Say how well a drafter drafts, and the command that draws with it."""
+    from pathlib import Path
+
+    from argen.checkpoint import read_json
+
+    result = read_json(directory / "drafter" / "metrics.json")
+    show()
+    for key in ("loss_heldout", "kept_heldout", "codes_per_pass"):
+        show(f"{key:24s} {result[key]:.4g}")
+    drafter = directory / "drafter" / "model"
+    show(f"\ndrafter          {drafter}")
+    show("\nTry next (exact; decoder.k=100 also keeps drafts for their nearest codes):")
+    show(f"  python -m argen.sample model={model} {_asked(Path(model))} n=16 \\")
+    show(f"      decoder=relaxed decoder.drafter={drafter} decoder.k=0")
+
+
+def _asked(model: Any) -> str:
+    """Return something that a model can be asked for, as words of a command."""
+    from argen.checkpoint import read_json
+
+    saved = read_json(model / "config.json")
+    names = saved.get("class_names")
+    if "text" in saved:
+        return "text='a red heart'"
+    return f"classes=[{names[0] if names else 0}]"
 
 
 if __name__ == "__main__":

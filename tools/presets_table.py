@@ -210,8 +210,8 @@ def importer_table() -> str:
             named = ", ".join(f"`{option}`" for option in sorted(options))
             cells.append(f"yes: {named}" if named else "yes")
         if functions:
-            # The command imports both parts by one source.
-            whole = "tokenizer" in functions
+            # The command imports both parts of a model by one source; a drafter stands alone.
+            whole = "tokenizer" in functions or "drafter" in functions
             rows.append([f"`{module.name}`", *cells, "yes" if whole else "Python only"])
     return table(["`source=`", "tokenizer", "generator", "drafter", "`argen.convert`"], rows)
 

@@ -10,6 +10,7 @@ Names: R rows, B samples, L codes, T prefix tokens, n rows of one pass, D width,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from argen.generators.gpt import rotary_rows
 from argen.generators.next_token import NextToken, compute_dtype
 from argen.layers.cache import KVCache, Window
 from argen.layers.noise import Noise
+from argen.layers.steps import arrange
 from argen.layers.transformer import Block
 from argen.spec import CodeSpec
 
@@ -152,18 +154,20 @@ class FeatureDrafter(nn.Module):
         """Return the loss of imitating the target on codes (B, L) of pictures.
 
         Smooth L1 distance of the hidden vectors, and the cross entropy of the target's
-        distribution of the next code, both over code positions.
+        distribution of the next code, both over code positions. The metric `kept` is the share of
+        drafts, one a position, that a plain test would keep.
 
         Args:
             target: the frozen generator.
-            codes: in the target's order.
+            codes: in the tokenizer's order.
             cond: from the target's conditioner.
             noise: draws of the noise on the hidden vectors; fresh ones when None.
             noise_scale: that noise is uniform in +- this times 512 / sequence length.
             logit_weight: weight of the cross entropy.
         """
         with torch.no_grad():
-            read = target.hidden(codes, cond, prefix=True)  # B T+L-1 D
+            codes = arrange(codes, target.order)
+            read = target.hidden(codes, cond, order=target.order, prefix=True)  # B T+L-1 D
             wanted = read[:, self.prefix_rows + 1 :]  # B L-1 D
             law = torch.softmax(_logits(target, wanted), dim=-1)
         given, S = read[:, :-1], read.shape[1] - 1
@@ -176,10 +180,12 @@ class FeatureDrafter(nn.Module):
         ids = F.pad(codes[:, :-1], (self.prefix_rows, 0))  # B S
         found = self(ids, given, places)[:, self.prefix_rows :]  # B L-1 D
         feature = F.smooth_l1_loss(found, wanted, reduction="none").mean(-1)
-        logit = -(law * torch.log_softmax(_logits(target, found), dim=-1)).sum(-1)
+        guess = torch.log_softmax(_logits(target, found), dim=-1)  # B L-1 V
+        logit = -(law * guess).sum(-1)
         nll = feature + logit_weight * logit  # B L-1
-        metrics = {"feature": feature.detach().mean(), "logit": logit.detach().mean()}
-        return LossOutput(nll.mean(), metrics, nll)
+        kept = torch.minimum(law, guess.detach().exp()).sum(-1)
+        parts = {"feature": feature, "logit": logit, "kept": kept}
+        return LossOutput(nll.mean(), {k: v.detach().mean() for k, v in parts.items()}, nll)
 
 
 def _logits(target: NextToken, hidden: Tensor) -> Tensor:
@@ -188,11 +194,22 @@ def _logits(target: NextToken, hidden: Tensor) -> Tensor:
     return target.head.conditional(params, empty)[:, :, 0]
 
 
-def save_drafter(drafter: FeatureDrafter, directory: Path | str) -> None:
-    """Write a drafter that was made by `argen.build.build`: config.json and its weights."""
+def save_drafter(
+    drafter: FeatureDrafter, directory: Path | str, *, about: Mapping[str, Any] | None = None
+) -> None:
+    """Write a drafter that was made by `argen.build.build`: config.json and its weights.
+
+    Args:
+        drafter: what is written.
+        directory: where; made if need be.
+        about: where its weights come from.
+    """
     directory = Path(directory)
-    write_json(directory / "config.json", {"drafter": drafter.config})
     save_weights(drafter.state_dict(), directory / "drafter.safetensors")
+    # The configuration comes last, so that half a drafter is never read.
+    write_json(
+        directory / "config.json", {"drafter": drafter.config, "provenance": {**(about or {})}}
+    )
 
 
 def load_drafter(directory: Path | str) -> FeatureDrafter:

@@ -129,6 +129,11 @@ class GPT(NextToken):
         if final_norm:
             self.norm = AdaNorm(dim) if self.adaln else RMSNorm(dim, norm_eps)
         self.head = head
+        self.rotary = {
+            "rope": rope,
+            "rope_base": rope_base,
+            "condition_rope": condition_rope,
+        }
         self.rope_table: Tensor
         self.register_buffer(
             "rope_table",

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +61,10 @@ class NextToken(Generator):
         blocks: transformer blocks, all with the same heads.
         prefix_length: number of prefix tokens T.
         order: the fixed order codes are drawn in, long (L,), where it is not the tokenizer's.
+        rotary: arguments of its `rotary_rows`, which a drafter shares; empty where it has none.
     """
 
+    rotary: Mapping[str, Any] = {}
     blocks: nn.ModuleList
     prefix_length: int
     order: Tensor | None

@@ -28,7 +28,9 @@ class FiniteSteps:
     def __init__(self, most: int = 10) -> None:
         self.most, self.skipped, self.in_a_row = most, 0, 0
 
-    def accepts(self, parameters: Iterable[nn.Parameter], clip: float) -> bool:
+    def accepts(
+        self, parameters: Iterable[nn.Parameter], clip: float, clip_value: float = 0.0
+    ) -> bool:
         """Clip gradients and return whether their norm is finite; drop them when it is not.
 
         Without gradients an optimiser changes nothing.
@@ -36,6 +38,7 @@ class FiniteSteps:
         Args:
             parameters: those of one optimiser.
             clip: largest norm; 0 for no clipping.
+            clip_value: largest entry, after that; 0 for no clipping.
         """
         stepped = [p for p in parameters if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in stepped])  # type: ignore[misc]
@@ -46,6 +49,8 @@ class FiniteSteps:
             return False
         if clip > 0:
             nn.utils.clip_grads_with_norm_(stepped, clip, norm)
+        if clip_value > 0:
+            nn.utils.clip_grad_value_(stepped, clip_value)
         return True
 
     def count(self, accepted: bool, *, step: int, rank: int, what: str, samples: str) -> None:

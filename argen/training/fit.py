@@ -19,7 +19,9 @@ from argen.data.tar_stream import TarStream
 from argen.device import pick_device, pick_precision
 from argen.errors import Preempted, UserError
 from argen.generators.base import Generator
+from argen.generators.feature_drafter import FeatureDrafter
 from argen.training.checkpoints import LAST, SafeCheckpointIO, newest_valid
+from argen.training.drafter_task import DrafterTask
 from argen.training.ema import EMA
 from argen.training.finite import FiniteSteps
 from argen.training.loggers import make_logger
@@ -187,10 +189,13 @@ def _rates(
     task: Task, stream: Stream, settings: FitSettings, trainer: Trainer, device: torch.device
 ) -> Throughput:
     """Return the callback that logs how fast the run is."""
-    tokens = task.network.spec.length if isinstance(task.network, Generator) else 0
+    network = task.network
+    tokens = network.spec.length if isinstance(network, Generator | FeatureDrafter) else 0
     peak, flops = device_peak(device, str(trainer.precision)), 0.0
-    if peak is not None and not isinstance(stream.train, TarStream):
-        flops = training_flops(task.network, stream.train[0], device)
+    # Most products of a drafter's step are its target's, which are not counted.
+    counted = not isinstance(stream.train, TarStream) and not isinstance(task, DrafterTask)
+    if peak is not None and counted:
+        flops = training_flops(network, stream.train[0], device)
     return Throughput(
         batch_size=settings.batch_size * trainer.world_size * stream.accumulate,
         tokens=tokens,

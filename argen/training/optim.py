@@ -35,6 +35,7 @@ class Optim:
         stair: factor at each milestone.
         final: last learning rate, as a share of the peak.
         clip: largest gradient norm; 0 for no clipping.
+        clip_value: largest entry of a gradient, after that; 0 for no clipping.
     """
 
     lr: float = 1e-4
@@ -49,6 +50,7 @@ class Optim:
     stair: float = 0.1
     final: float = 0.0
     clip: float = 1.0
+    clip_value: float = 0.0
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:

@@ -65,7 +65,7 @@ class Task(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradient (Lightning's own clipping refuses fused optimisers), or drop it."""
         stepped = [p for group in optimizer.param_groups for p in group["params"]]
-        self._accepted &= self.finite.accepts(stepped, self.optim.clip)
+        self._accepted &= self.finite.accepts(stepped, self.optim.clip, self.optim.clip_value)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count steps that were skipped; too many in a row end the run."""

@@ -190,7 +190,7 @@ def test_help_can_be_read(
         (["train", "data=emojii"], "Did you mean 'emoji'"),
         (["train", "optm.lr=1"], "Did you mean 'optim.lr'"),
         (["train", "fit.stps=1"], "Did you mean 'fit.steps'"),
-        (["train", "stage=third"], "use stage=all, tokenizer or generator"),
+        (["train", "stage=third"], "use stage=all, tokenizer, generator or drafter"),
         (["train", "stage=generator", "name=nothing"], "needs a trained tokenizer"),
         (["train", *TINY, "data.image_size=9"], "not divisible by the tokenizer's factor"),
         (["train", *TINY, "~objective.weights.codebook", "name=unweighted"], "without a weight"),
