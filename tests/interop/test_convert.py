@@ -14,7 +14,8 @@ from test_mar_xar import reference_xar
 from argen import cli
 from argen.build import build
 from argen.configs import for_codes, preset
-from argen.interop import mar_klvae
+from argen.generators.feature_drafter import load_drafter
+from argen.interop import lantern, mar_klvae
 from argen.pipeline import load
 from argen.spec import CodeSpec
 
@@ -169,3 +170,35 @@ def test_pictures_smaller_than_a_code_are_refused(tmp_path, monkeypatch, capsys)
     status, error = convert(monkeypatch, capsys, *words, "+options.heads=4")
     assert status == 2
     assert "choose a larger image_size" in error
+
+
+def test_a_released_drafter_becomes_a_directory(tmp_path, monkeypatch, capsys):
+    ckpt, out = tmp_path / "pytorch_model.bin", tmp_path / "drafter"
+    weights = load_file(str(GOLDEN / "lantern-drafter" / "weights.safetensors"))
+    width = weights["fc.weight"].shape[0]
+    keys = ("embed_tokens.", "fc.", "layers.")  # the record also has its target's head
+    weights = {key: value for key, value in weights.items() if key.startswith(keys)}
+    torch.save(weights, ckpt)
+    words = ["source=lantern", f"ckpt={ckpt}", f"out={out}"]
+    status, error = convert(monkeypatch, capsys, *words, "+options.heads=4")
+    assert status == 0, error
+    drafter = load_drafter(out)
+    assert (drafter.dim, drafter.prefix_rows, drafter.spec.grid) == (width, 119, (16, 16))
+    assert drafter.blocks[0].attention.heads == 4
+    imported = lantern.import_drafter(weights, source="file", heads=4).build()
+    for key, value in imported.state_dict().items():
+        assert torch.equal(value, drafter.state_dict()[key])
+    large = ["+options.heads=4", "+options.input_type=t2i2"]
+    assert convert(monkeypatch, capsys, *words, *large)[0] == 0
+    assert load_drafter(out).spec.length == 1024
+    for changed, told in (
+        (["+options.heads=7"], "must be divisible by 7 heads"),
+        (["+options.head=4"], "no option 'head' for a drafter. Did you mean 'heads'?"),
+        (["+options.input_type=t3i"], "Unknown input_type 't3i'"),
+        (["ckpt=null"], "add ckpt=FILE"),
+        ([f"tokenizer_ckpt={ckpt}"], "leave tokenizer_ckpt out"),
+        ([f"ckpt={golden('mar', tmp_path / 'mar.pth')}"], "is not a LANTERN drafter"),
+    ):
+        status, error = convert(monkeypatch, capsys, *words, *changed)
+        assert status == 2
+        assert told in error
