@@ -14,7 +14,7 @@ from runs import call, command
 
 import argen
 from argen.app import quoted
-from argen.checkpoint import read_json
+from argen.checkpoint import read_json, write_json
 from argen.data.codes import CodeDataset
 from argen.data.folder import folder
 from argen.errors import UserError
@@ -370,3 +370,31 @@ def test_pictures_for_a_score_are_those_of_the_texts(pipe: argen.Pipeline, tmp_p
         assert torch.equal(pixels[i], to_uint8(pipe(text=text, seed=3 + i).images)[0])
     others = Generated(pipe, labels=[0, 0, 0], asked=TEXTS[:3], seed=3, directory=tmp_path)
     assert others.directory != drawn.directory
+
+
+def test_a_drafter_is_trained_on_the_codes_and_their_texts(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    line = ["train", "stage=drafter", *TRAIN, "fit.steps=40"]
+    status, out, err = call(monkeypatch, capsys, *line, "name=run")
+    assert status == 0, err
+    assert "text='a red heart'" in out
+    saved = read_json(place / "outputs" / "run" / "drafter" / "model" / "config.json")
+    assert saved["drafter"]["prefix_length"] == 6
+    words = ["sample", "model=outputs/run/model", "text=house", "n=1", f"out={tmp_path / 'drawn'}"]
+    drafter = ["decoder.drafter=outputs/run/drafter/model", "decoder.k=0"]
+    status, out, err = call(monkeypatch, capsys, *words, "decoder=relaxed", *drafter)
+    assert status == 0, err
+    assert "decoder exact" in out
+
+    codes = shutil.copytree(place / "outputs" / "run" / "codes", tmp_path / "codes")
+    for path in codes.glob("*/manifest.json"):
+        manifest = read_json(path)
+        manifest["text"]["spec"]["fingerprint"] = "another"
+        write_json(path, manifest)
+    base = [word for word in line if not word.startswith("text")]
+    given = ["name=other", "model=outputs/run/model", f"codes.path={codes}"]
+    status, _, err = call(monkeypatch, capsys, *base, *given)
+    assert status == 2
+    assert "write the codes again with that text encoder" in err

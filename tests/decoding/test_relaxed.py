@@ -11,8 +11,10 @@ from argen.decoding.relaxed import Relaxed
 from argen.decoding.sequential import Sequential
 from argen.errors import CheckpointError, IncompatibleError, UserError
 from argen.generators.conditioning import TextFeatures
+from argen.generators.drafter_target import code_vectors, new_drafter, require_target
 from argen.generators.feature_drafter import load_drafter, save_drafter
 from argen.layers.noise import SeededNoise
+from argen.layers.steps import arrange
 from argen.spec import CodeSpec, Segment
 
 SPEC = CodeSpec("discrete", (Segment((4, 4), vocab_sizes=(24,), dim=4),))
@@ -134,6 +136,30 @@ def test_a_trained_drafter_is_kept_more_often():
         losses.append(float(output.metrics["logit"]))
     assert losses[-1] < losses[0]
     assert passes() < before
+
+
+@pytest.mark.parametrize("name", ["tiny_gpt", "tiny_ibq", "tiny_rar", "tiny_net2net"])
+def test_a_drafter_is_fitted_to_its_target(name):
+    generator = make(name, **({"order": "spiral_in"} if name == "tiny_net2net" else {}))
+    generator.requires_grad_(False)
+    drafter = new_drafter(preset("drafter", "eagle") | {"loss": None}, require_target(generator))
+    cond, codes = condition(generator, 3), torch.randint(24, (3, 16))
+    Relaxed(drafter, k=0).check(generator)
+    # Row 0 of the drafter predicts the vector behind the second code drawn, from that of the first.
+    drawn = arrange(codes, generator.order)
+    hidden = generator.hidden(drawn, cond, order=generator.order)
+    assert torch.equal(drafter.embed.weight, code_vectors(generator, 24))
+    skip = drafter.prefix_rows
+    places = torch.arange(15) + skip
+    if not skip:
+        found = drafter(drawn[:, :-1], hidden[:, :-1], places)
+        wanted = torch.nn.functional.smooth_l1_loss(found, hidden[:, 1:])
+        output = drafter.loss(generator, codes, cond, noise_scale=0.0)
+        torch.testing.assert_close(output.metrics["feature"], wanted)
+    output = drafter.loss(generator, codes, cond)
+    assert 0 < output.metrics["kept"] < 1
+    output.loss.backward()
+    assert all((p.grad is not None) == p.requires_grad for p in drafter.parameters())
 
 
 class Codebook:

@@ -130,3 +130,11 @@ def test_a_gradient_is_clipped_or_dropped() -> None:
     assert good.grad.norm() == pytest.approx(1.0, abs=1e-4)
     assert not watch.accepts([bad], 0.0)
     assert bad.grad is None
+
+
+def test_gradients_are_clipped_by_norm_then_by_value() -> None:
+    weight = torch.nn.Parameter(torch.zeros(3))
+    for clip, value, expected in ((0.0, 0.5, [0.5, -0.5, 0.1]), (1.0, 0.7, [0.6, -0.7, 0.02])):
+        weight.grad = torch.tensor([3.0, -4.0, 0.1])
+        assert FiniteSteps().accepts([weight], clip, value)
+        torch.testing.assert_close(weight.grad, torch.tensor(expected), atol=1e-3, rtol=0)
