@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from argen.controls import controls
@@ -14,6 +16,7 @@ from argen.layers.noise import SeededNoise
 from argen.pipeline import Pipeline
 
 PICTURES = 8  # drawn to count passes
+TREES: tuple[Literal["dynamic", "static"], ...] = ("dynamic", "static")
 
 
 @torch.inference_mode()
@@ -29,9 +32,9 @@ def drafter_numbers(
 
     `loss_heldout`, `feature_heldout` and `logit_heldout` are its loss and the parts of it on
     held-out codes, without noise; `kept_heldout` the share of single drafts that a plain test
-    would keep there, without guidance. `codes_per_pass` is L over the passes of a picture, the mean
-    over a few that `decoder=relaxed` draws with k=0, under held-out conditions and the model's own
-    settings.
+    would keep there, without guidance. `codes_per_pass_dynamic` and `codes_per_pass_static` are L
+    over the passes of a picture, the mean over a few that `decoder=relaxed` draws with either tree
+    and k=0, under held-out conditions and the model's own settings.
 
     Args:
         pipe: the model.
@@ -55,18 +58,18 @@ def drafter_numbers(
     result = {f"{name}_heldout": total / len(val) for name, total in totals.items()}
 
     batch = _batch(val, range(0, len(val), -(-len(val) // PICTURES)), device)
+    cond = target.conditioner(target.conditioner.of_batch(batch))
     guidance, filters = controls({}, pipe.defaults)
-    with full_precision(device):
-        drawn = Relaxed(drafter, k=0)(
-            target,
-            target.conditioner(target.conditioner.of_batch(batch)),
-            guidance=guidance,
-            filters=filters,
-            noise=SeededNoise(range(len(batch["codes"])), device=device),
-        )
-    assert drawn.accepted is not None
-    passes = (drawn.accepted > 0).sum(0).double()
-    return result | {"codes_per_pass": float((target.spec.length / passes).mean())}
+    noise = SeededNoise(range(len(cond)), device=device)
+    for tree in TREES:
+        with full_precision(device):
+            drawn = Relaxed(drafter, k=0, tree=tree)(
+                target, cond, guidance=guidance, filters=filters, noise=noise
+            )
+        assert drawn.accepted is not None
+        passes = (drawn.accepted > 0).sum(0).double()
+        result[f"codes_per_pass_{tree}"] = float((target.spec.length / passes).mean())
+    return result
 
 
 def _batch(val: CodeDataset, numbers: range, device: torch.device) -> dict[str, torch.Tensor]:

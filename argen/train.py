@@ -98,13 +98,15 @@ def _report_drafter(directory: Any, model: str) -> None:
 
     result = read_json(directory / "drafter" / "metrics.json")
     show()
-    for key in ("loss_heldout", "kept_heldout", "codes_per_pass"):
+    passes = {tree: result[f"codes_per_pass_{tree}"] for tree in ("dynamic", "static")}
+    for key in ("loss_heldout", "kept_heldout", *(f"codes_per_pass_{tree}" for tree in passes)):
         show(f"{key:24s} {result[key]:.4g}")
     drafter = directory / "drafter" / "model"
     show(f"\ndrafter          {drafter}")
-    show("\nTry next (exact; decoder.k=100 also keeps drafts for their nearest codes):")
+    show("\nTry next (exact, in fewer passes):")
     show(f"  python -m argen.sample model={model} {_asked(Path(model))} n=16 \\")
-    show(f"      decoder=relaxed decoder.drafter={drafter} decoder.k=0")
+    show(f"      decoder=relaxed decoder.drafter={drafter} decoder.k=0 \\")
+    show(f"      decoder.tree={max(passes, key=lambda tree: passes[tree])}")
 
 
 def _asked(model: Any) -> str:
