@@ -76,11 +76,19 @@ class Pipeline:
             part.to(device)
         return self
 
-    def to_precision(self, name: str) -> Pipeline:
+    def to_precision(
+        self, name: str, *, batch_size: int | None = None, decoder: Decoder | None = None
+    ) -> Pipeline:
         """Convert the weights: `float32`, `bfloat16`, or `int8` for the generator's products.
 
         On a CPU they are also packed for its products, which makes drawing faster. int8 is for
         drawing on a CPU, and for good: such a pipeline cannot be saved or converted.
+
+        Args:
+            name: of the precision.
+            batch_size: pictures that will be drawn at once, where that is known: the fastest
+                products of a few rows are not those of many.
+            decoder: the strategy, likewise; as in a call when None.
 
         Raises:
             UserError: for another name, or int8 where there is no such product.
@@ -88,8 +96,15 @@ class Pipeline:
         check_precision(name)
         to_precision(self.tokenizer, "float32" if name == "int8" else name)
         if self.generator is not None:
-            to_precision(self.generator, name)
+            to_precision(self.generator, name, rows=self._rows(batch_size, decoder))
         return self
+
+    def _rows(self, batch_size: int | None, decoder: Decoder | None) -> int | None:
+        """Return the rows of a product when drawing, guided ones twice; None where it is open."""
+        if batch_size is None:
+            return None
+        positions = self.strategy(decoder).most_positions(self._generator())
+        return None if positions is None else 2 * batch_size * positions
 
     def labels(self, classes: Any) -> list[int]:
         """Return class ids of names, ids, a mixture of both, or "all".

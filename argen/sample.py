@@ -37,15 +37,17 @@ def main(config: Any) -> None:
         trust=settings["trust"],
         text_encoder=settings.get("text_encoder"),
     )
-    pipe.to_precision(settings["precision"])
-    given = _given(pipe, settings)
-    known = None if given is None else given[2]
     decoder = build(settings["decoder"]) if settings.get("decoder") else None
-    decoder = pipe.strategy(decoder, known=known is not None)
+    decoder = pipe.strategy(decoder, known=settings["image"] is not None)
     if settings["require_exact"]:
         decoder.require_exact()
     asked = texts or pipe.labels(settings["classes"])
-    kind = _preview_format(settings, pictures=len(asked) * settings["n"])
+    count = len(asked) * settings["n"]
+    at_once = min(count, settings["batch_size"])
+    pipe.to_precision(settings["precision"], batch_size=at_once, decoder=decoder)
+    given = _given(pipe, settings)
+    known = None if given is None else given[2]
+    kind = _preview_format(settings, pictures=count)
     preview = Preview(pipe.tokenizer, known=known) if kind else None
     out = require_writable(settings["out"])
     samples = pipe(

@@ -58,6 +58,10 @@ class Decoder(ABC):
     def bind(self, tokenizer: Any) -> None:  # noqa: B027
         """Take what the strategy needs of the tokenizer, such as its codebook; before `check`."""
 
+    def most_positions(self, generator: Generator) -> int | None:
+        """Return the most positions that a pass draws, None where that is open."""
+        return None
+
     def require_exact(self) -> None:
         """Raise unless the codes follow the generator's own distribution."""
         if not self.exact:

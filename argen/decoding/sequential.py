@@ -61,6 +61,10 @@ class Sequential(Decoder):
                 f"pass; {name} does not: leave it out."
             )
 
+    def most_positions(self, generator: Generator) -> int | None:
+        """Return the size of the largest group."""
+        return max(len(group) for group in generator.plan.groups)
+
     @torch.inference_mode()
     def __call__(
         self,

@@ -18,13 +18,14 @@ def check_precision(name: str) -> None:
         raise UserError(f"Unknown precision={name}; use {', '.join(PRECISIONS)}.")
 
 
-def to_precision(network: nn.Module, name: str) -> None:
+def to_precision(network: nn.Module, name: str, *, rows: int | None = None) -> None:
     """Convert the weights in place and, on a CPU, pack them for its products.
 
     Args:
         network: in evaluation mode; `unpack_weights` makes it trainable again.
         name: `float32`, `bfloat16`, or `int8`: linear layers with int8 weights, on a CPU and for
             good, the rest in float32.
+        rows: that a product has when drawing, where it is known; see `pack_weights`.
 
     Raises:
         UserError: for another name, or int8 where there is no such product.
@@ -34,4 +35,4 @@ def to_precision(network: nn.Module, name: str) -> None:
     network.to(PRECISIONS[name])
     if name == "int8":
         round_weights(network)
-    pack_weights(network)
+    pack_weights(network, rows=rows)

@@ -7,7 +7,10 @@ once faster, and multiplies many rows faster too; `benchmarks/README.md` has the
 
 from __future__ import annotations
 
+import platform
 from copy import deepcopy
+from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,6 +18,7 @@ from torch import Tensor, nn
 
 from argen.layers.attention import QVBiasLinear
 
+FEW_ROWS = 3  # so many float32 rows torch's own product multiplies faster on Intel's processors
 PACKED = (nn.Linear, QVBiasLinear)  # no other subclass: they may read their weights themselves
 
 _library = torch.library.Library("argen", "DEF")
@@ -88,8 +92,12 @@ class PackedLinear(nn.Module):
         return copy
 
 
-def pack_weights(network: nn.Module) -> int:
+def pack_weights(network: nn.Module, *, rows: int | None = None) -> int:
     """Put `PackedLinear` in the place of linear layers; returns how many it put.
+
+    Args:
+        network: on its device, in its precision.
+        rows: that a product has; None where it is not known, and then many are assumed.
 
     Nothing is packed where torch has no oneDNN, or none for the type of the weights; nor a layer
     that shares its weights with another, or lies in a module with `reads_weights`, which uses those
@@ -101,20 +109,21 @@ def pack_weights(network: nn.Module) -> int:
     for module in network.modules():
         for parameter in module.parameters(recurse=False):
             held[id(parameter)] = held.get(id(parameter), 0) + 1
-    return _pack_children(network, held)
+    return _pack_children(network, held, rows)
 
 
-def _pack_children(module: nn.Module, held: dict[int, int]) -> int:
+def _pack_children(module: nn.Module, held: dict[int, int], rows: int | None) -> int:
     count = 0
     if getattr(module, "reads_weights", False):
         return 0
     for name, child in list(module.named_children()):
         linear = cast(nn.Linear, child)
-        if type(child) in PACKED and held[id(linear.weight)] == 1 and _suits(linear.weight):
+        alone = type(child) in PACKED and held[id(linear.weight)] == 1
+        if alone and _suits(linear.weight, rows):
             setattr(module, name, PackedLinear(linear))
             count += 1
         else:
-            count += _pack_children(child, held)
+            count += _pack_children(child, held, rows)
     return count
 
 
@@ -126,10 +135,19 @@ def unpack_weights(network: nn.Module) -> None:
                 setattr(module, name, child.unpacked())
 
 
-def _suits(weight: Tensor) -> bool:
-    """Whether oneDNN has products for such weights here."""
+def _suits(weight: Tensor, rows: int | None) -> bool:
+    """Whether oneDNN has products for such weights here, and torch no faster ones."""
     if weight.device.type != "cpu":
         return False
     if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return weight.dtype == torch.float32
+    few = rows is not None and rows <= FEW_ROWS and torch.backends.mkl.is_available()
+    return weight.dtype == torch.float32 and not (few and _intel())
+
+
+@cache
+def _intel() -> bool:
+    """Whether the processor is one that MKL has its best products for."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text() if path.is_file() else platform.processor()
+    return "Intel" in text

@@ -10,6 +10,7 @@ from shipped import condition, make_generator, make_tokenizer, partner, random_c
 from torch import nn
 
 from argen.errors import UserError
+from argen.layers import packed
 from argen.layers.attention import QVBiasLinear
 from argen.layers.drawing import to_precision
 from argen.layers.int8 import Int8Linear
@@ -76,6 +77,14 @@ def test_packed_weights_in_compiled_code() -> None:
         pack_weights(network)
         found = torch.compile(network)(x)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_few_float32_rows_stay_with_intels_own_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    for intel, few, many in ((True, 0, 1), (False, 1, 1)):
+        monkeypatch.setattr(packed, "_intel", lambda intel=intel: intel)
+        monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+        counts = [pack_weights(nn.Sequential(nn.Linear(8, 8)), rows=r) for r in (2, 64, None)]
+        assert counts == [few, many, many]
 
 
 @pytest.mark.parametrize("name", tiny("tokenizer"))

@@ -48,7 +48,7 @@ def _pipeline(
         generator=network,
         decoder=decoder_of(settings["decoder"], network, how),
         defaults=how.settings,
-    ).to_precision(precision)
+    ).to_precision(precision, batch_size=max(settings["batches"]))
 
 
 def _case(

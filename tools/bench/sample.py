@@ -51,11 +51,11 @@ def groups(settings: Mapping[str, Any]) -> Iterator[list[Case]]:
         for precision in settings["precisions"]:
             made = partial(generator, model, device=device, **settings["changes"])
             network = made(dtype=torch.float32).eval()
-            to_precision(network, precision)
             networks = dict.fromkeys(settings["decoders"], network)
             if "released" in networks:  # with its products, too: no packed weights
                 networks["released"] = made(dtype=PRECISIONS[precision]).eval()
             for batch in settings["batches"]:
+                to_precision(network, precision, rows=_rows(network, batch, settings["decoders"]))
                 yield [
                     _case(owner, model, name, precision, batch, settings, published(model))
                     for name, owner in networks.items()
@@ -65,13 +65,16 @@ def groups(settings: Mapping[str, Any]) -> Iterator[list[Case]]:
 def _trained(settings: Mapping[str, Any], device: torch.device) -> Iterator[list[Case]]:
     """Yield the groups of a model directory: some strategies' pace depends on what it learnt."""
     for precision in settings["precisions"]:
-        pipe = load(settings["trained"], device=device).to_precision(precision)
+        pipe = load(settings["trained"], device=device)
         how = Published(tokenizer="", settings=pipe.defaults)
+        pipe.to_precision(precision)
         bits = None
         if settings["codes"] is not None:
             val = CodeDataset(settings["codes"], split="val")
             bits = heldout_bits(pipe.generator, val, device)
         for batch in settings["batches"]:
+            rows = _rows(pipe.generator, batch, settings["decoders"])
+            to_precision(pipe.generator, precision, rows=rows)
             rest = (precision, batch, settings, how, pipe.tokenizer, bits)
             yield [_case(pipe.generator, "trained", name, *rest) for name in settings["decoders"]]
 
@@ -145,6 +148,14 @@ def _case(
         dtype=precision,
         bases={"x base": _base(precision, first, settings)},
     )
+
+
+def _rows(network: Any, batch: int, decoders: list[str]) -> int | None:
+    """Return the rows of a product, None where a strategy among them leaves that open."""
+    if not {"released", "sequential", "compiled"}.issuperset(decoders):
+        return None
+    positions = Sequential().most_positions(network)
+    return None if positions is None else 2 * batch * positions
 
 
 def _base(precision: str, first: str, settings: Mapping[str, Any]) -> dict[str, Any]:
