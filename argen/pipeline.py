@@ -86,8 +86,7 @@ class Pipeline:
 
         Args:
             name: of the precision.
-            batch_size: pictures that will be drawn at once, where that is known: the fastest
-                products of a few rows are not those of many.
+            batch_size: pictures that will be drawn at once, where known; see `pack_weights`.
             decoder: the strategy, likewise; as in a call when None.
 
         Raises:
@@ -96,15 +95,11 @@ class Pipeline:
         check_precision(name)
         to_precision(self.tokenizer, "float32" if name == "int8" else name)
         if self.generator is not None:
-            to_precision(self.generator, name, rows=self._rows(batch_size, decoder))
+            rows = None
+            if batch_size is not None:
+                rows = self.strategy(decoder).most_rows(self.generator, batch_size)
+            to_precision(self.generator, name, rows=rows)
         return self
-
-    def _rows(self, batch_size: int | None, decoder: Decoder | None) -> int | None:
-        """Return the rows of a product when drawing, guided ones twice; None where it is open."""
-        if batch_size is None:
-            return None
-        positions = self.strategy(decoder).most_positions(self._generator())
-        return None if positions is None else 2 * batch_size * positions
 
     def labels(self, classes: Any) -> list[int]:
         """Return class ids of names, ids, a mixture of both, or "all".
@@ -159,18 +154,10 @@ class Pipeline:
         if n < 1:
             raise UserError(f"n={n}: ask for at least one picture a class.")
         seeds = [seed + i for i in range(len(asked))]
-        parts = list(
-            self.batches(
-                asked,
-                seeds,
-                batch_size=batch_size,
-                decoder=decoder,
-                observer=observer,
-                known=known,
-                **settings,
-            )
+        how: dict[str, Any] = {"decoder": decoder, "observer": observer, "known": known}
+        return Samples.cat(
+            list(self.batches(asked, seeds, batch_size=batch_size, **how, **settings))
         )
-        return Samples.cat(parts)
 
     @torch.inference_mode()
     def batches(
@@ -195,12 +182,9 @@ class Pipeline:
             generator.conditioner.require_null()
         if generator.spec.kind == "discrete":
             filters.check(max(max(s.vocab_sizes) for s in generator.spec.segments))
+        names, device = self.class_names, self.device
         conditions = Asked.of(
-            asked,
-            generator.conditioner,
-            class_names=self.class_names,
-            reader=self.text,
-            device=self.device,
+            asked, generator.conditioner, class_names=names, reader=self.text, device=device
         )
         for start in range(0, len(asked), batch_size):
             part = slice(start, start + batch_size)

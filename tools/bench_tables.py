@@ -3,8 +3,9 @@
     python tools/bench_tables.py --write    bring the page up to date
     python tools/bench_tables.py --check    exit 1 if it is not
 
-A table stands between `<!-- bench FILE -->` and `<!-- end -->`, FILE under benchmarks/; with
-`<!-- bench FILE plot -->` the plot follows, drawn anew by --write.
+A table stands between `<!-- bench FILE -->` and `<!-- end -->`, FILE under benchmarks/, or several
+of one machine: `DIR/*.json`. With `<!-- bench FILE plot -->` the plot follows, drawn anew by
+--write.
 """
 
 from __future__ import annotations
@@ -31,15 +32,21 @@ def filled(page: Path, *, draw: bool = False) -> str:
     """Return a page with every table made anew; `draw` writes its plots too."""
 
     def block(match: re.Match[str]) -> str:
-        path = RESULTS / match[2]
-        result = json.loads(path.read_text())
-        text = f"`{result['command']}`\n\n{about(result)}.\n\n{markdown(result)}\n"
+        paths = sorted(RESULTS.glob(match[2]))
+        if not paths:
+            sys.exit(f"{page}: there is no {RESULTS / match[2]}.")
+        results = [json.loads(path.read_text()) for path in paths]
+        commands = "\n".join(result["command"] for result in results)
+        said = f"`{commands}`" if len(results) == 1 else f"```bash\n{commands}\n```"
+        # Ceilings of the first: the files are of one machine.
+        whole = {**results[0], "rows": [row for result in results for row in result["rows"]]}
+        text = f"{said}\n\n{about(whole)}.\n\n{markdown(whole)}\n"
         if match[3]:
-            plot = path.with_suffix(".png")
+            plot = paths[0].with_suffix(".png")
             if draw:
-                save_plot(result, plot)
-            text += f"\n![rates of {path.stem}]({os.path.relpath(plot, page.parent)})\n"
-        if found := profiles(result):
+                save_plot(whole, plot)
+            text += f"\n![rates of {plot.stem}]({os.path.relpath(plot, page.parent)})\n"
+        if found := profiles(whole):
             text += f"\nBusy time by operation:\n\n{found}\n"
         return f"{match[1]}\n{text}\n{match[5]}"
 

@@ -58,8 +58,8 @@ class Decoder(ABC):
     def bind(self, tokenizer: Any) -> None:  # noqa: B027
         """Take what the strategy needs of the tokenizer, such as its codebook; before `check`."""
 
-    def most_positions(self, generator: Generator) -> int | None:
-        """Return the most positions that a pass draws, None where that is open."""
+    def most_rows(self, generator: Generator, batch_size: int) -> int | None:
+        """Return the most rows of a guided pass after the prefix, None where that is open."""
         return None
 
     def require_exact(self) -> None:

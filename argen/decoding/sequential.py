@@ -61,9 +61,9 @@ class Sequential(Decoder):
                 f"pass; {name} does not: leave it out."
             )
 
-    def most_positions(self, generator: Generator) -> int | None:
-        """Return the size of the largest group."""
-        return max(len(group) for group in generator.plan.groups)
+    def most_rows(self, generator: Generator, batch_size: int) -> int | None:
+        """Return those of the largest group."""
+        return 2 * batch_size * max(len(group) for group in generator.plan.groups)
 
     @torch.inference_mode()
     def __call__(

@@ -13,7 +13,7 @@ from argen.generators.conditioning import Cond, Conditioner, condition_vector
 from argen.generators.heads import CategoricalHead, Head
 from argen.generators.next_token import NextToken
 from argen.generators.plan import Plan
-from argen.layers.adaln import AdaLNBlock, AdaNorm, Modulation
+from argen.layers.adaln import AdaLNBlock, AdaNorm, Modulation, Modulations, run_modulated
 from argen.layers.cache import KVCache, Window
 from argen.layers.norms import RMSNorm
 from argen.layers.rope import rope_table_1d, rope_table_2d, with_prefix
@@ -217,15 +217,24 @@ class GPT(NextToken):
             "cache": cache,
             "window": window,
         }
-        vector_R1D = None
-        if self.adaln:
-            vector_R1D = condition_vector(cond)[:, None]
-            attention["cond"] = (
-                vector_R1D if self.modulation is None else self.modulation(vector_R1D)
-            )
+        if not self.adaln:
+            for layer, block in enumerate(self.blocks):
+                x_RnD = block(x_RnD, layer=layer, **attention)
+            return self.norm(x_RnD)
+        vector_R1D = condition_vector(cond)[:, None]
+        if cache is not None and (window is None or window.at is None):
+            if cache.modulations is None:  # in the first pass; all others have the same
+                shared = self._shared(vector_R1D)
+                cache.modulations = Modulations.of(self.blocks, self.norm, vector_R1D, shared)
+            return run_modulated(x_RnD, self.blocks, self.norm, cache.modulations, **attention)
+        shared = self._shared(vector_R1D)
         for layer, block in enumerate(self.blocks):
-            x_RnD = block(x_RnD, layer=layer, **attention)
+            x_RnD = block(x_RnD, layer=layer, cond=shared, **attention)
         return self.norm(x_RnD, vector_R1D) if isinstance(self.norm, AdaNorm) else self.norm(x_RnD)
+
+    def _shared(self, vector_R1D: Tensor) -> Tensor:
+        """Return the condition as blocks take it."""
+        return vector_R1D if self.modulation is None else self.modulation(vector_R1D)
 
 
 class Projected(nn.Module):

@@ -22,13 +22,14 @@ from argen.generators.conditioning import Cond, Conditioner, condition_vector
 from argen.generators.heads import CategoricalHead
 from argen.generators.next_token import NextToken
 from argen.generators.plan import Plan
-from argen.layers.adaln import AdaLNBlock, AdaNorm, Modulation
+from argen.layers.adaln import AdaLNBlock, AdaNorm, Modulation, Modulations, run_modulated
 from argen.layers.cache import KVCache, Window
 from argen.layers.masks import Predicate, causal, text_masked
 from argen.layers.noise import Noise
 from argen.layers.steps import arrange, positions_of, restore
 from argen.spec import CodeSpec
 
+ROWS_AHEAD = 32  # rows whose modulations are computed at once: 16 codes of a guided picture
 COIN, SHUFFLE = 0, 1  # the `use` of the draws that make the training orders
 
 
@@ -215,16 +216,39 @@ class RAR(NextToken):
         cache: KVCache | None = None,
         window: Window | None = None,
     ) -> Tensor:
-        rows = slots.clamp(max=self.prefix_length + self.spec.length - 1)
-        vector_RnD = condition_vector(cond)[:, None] + self.steps[rows]
+        attention: dict[str, Any] = {
+            "mask": mask,
+            "causal": causal,
+            "cache": cache,
+            "window": window,
+        }
+        if cache is not None and window is not None:
+            kept = self._kept(slots, cond, cache, window)
+            if kept is not None:
+                return run_modulated(x_RnD, self.blocks, self.norm, kept, **attention)
+        vector_RnD = self._vector(slots, cond)
         for layer, block in enumerate(self.blocks):
-            x_RnD = block(
-                x_RnD,
-                cond=vector_RnD,
-                mask=mask,
-                causal=causal,
-                cache=cache,
-                layer=layer,
-                window=window,
-            )
+            x_RnD = block(x_RnD, cond=vector_RnD, layer=layer, **attention)
         return self.norm(x_RnD, vector_RnD)
+
+    def _vector(self, slots: Tensor, cond: Cond) -> Tensor:
+        """Return what modulates the blocks at slots (n,) or (R, n), (R, n, D)."""
+        rows = slots.clamp(max=self.prefix_length + self.spec.length - 1)
+        return condition_vector(cond)[:, None] + F.embedding(rows, self.steps)
+
+    def _kept(
+        self, slots: Tensor, cond: Cond, cache: KVCache, window: Window
+    ) -> Modulations | None:
+        """Return the modulations of one slot, computed with those of some to come; else None."""
+        start = window.start
+        if window.n != 1 or window.at is not None or not isinstance(start, int):
+            return None
+        found = None if cache.modulations is None else cache.modulations.at(start)
+        if found is None:
+            following = start + torch.arange(ROWS_AHEAD // len(cond), device=slots.device)
+            if len(following) < 2:
+                return None
+            vector_RmD = self._vector(following, cond)
+            cache.modulations = Modulations.of(self.blocks, self.norm, vector_RmD, first=start)
+            found = cache.modulations.at(start)
+        return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -66,23 +68,36 @@ class AdaLNBlock(Block):
         self.modulation = None if shared else Modulation(cond_dim or dim, dim, 6)
         self.offsets = nn.Parameter(torch.randn(6, dim) / dim**0.5) if shared else None
 
-    def forward(  # type: ignore[override]
-        self, x_BLD: Tensor, *, cond: Tensor, spread: Tensor | None = None, **attention: Any
+    def vectors(self, cond: Tensor) -> Tensor:
+        """Return the six vectors (B, 1 or L, 6, D) of a condition, as `forward` takes it."""
+        if self.modulation is not None:
+            vectors: Tensor = self.modulation(cond)
+            return vectors
+        assert self.offsets is not None
+        return cond + self.offsets
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        *,
+        cond: Tensor | None = None,
+        vectors: Tensor | None = None,
+        spread: Tensor | None = None,
+        **attention: Any,
     ) -> Tensor:
         """Run the block.
 
         Args:
             x_BLD: the tokens.
             cond: (B, 1 or L, cond_dim), or with `shared` the common vectors (B, 1 or L, 6, D).
+            vectors: the block's own, in place of a condition.
             spread: where many tokens share one of E conditions (B, E, ...): which one each token
                 has, long (L,).
             attention: as for `SelfAttention.forward`.
         """
-        if self.modulation is not None:
-            vectors = self.modulation(cond)  # B L 6 D
-        else:
-            assert self.offsets is not None
-            vectors = cond + self.offsets
+        if vectors is None:
+            assert cond is not None
+            vectors = self.vectors(cond)
         if spread is not None:
             vectors = vectors[:, spread]
         shift1, scale1, gate1, shift2, scale2, gate2 = vectors.unbind(-2)  # B L D each
@@ -109,7 +124,65 @@ class AdaNorm(nn.Module):
         self.norm = make_norm(norm, dim, eps)
         self.modulation = Modulation(cond_dim or dim, dim, 2)
 
-    def forward(self, x_BLD: Tensor, cond: Tensor) -> Tensor:
-        """Normalise `x` under a condition (B, 1 or L, cond_dim)."""
-        scale, shift = self.modulation(cond).unbind(-2)
+    def forward(
+        self, x_BLD: Tensor, cond: Tensor | None = None, *, vectors: Tensor | None = None
+    ) -> Tensor:
+        """Normalise `x` under a condition (B, 1 or L, cond_dim), or its vectors (B, 1 or L, 2, D).
+
+        The vectors are those of `modulation`: scale and shift.
+        """
+        scale, shift = (self.modulation(cond) if vectors is None else vectors).unbind(-2)
         return modulate(self.norm(x_BLD), shift, scale)
+
+
+@dataclass
+class Modulations:
+    """What a condition does in every block, kept while drawing.
+
+    It depends on the condition, and may depend on the slot, but on no code. The weights that make
+    it are a third of such a network; computed for several passes at once, they are read once.
+
+    Attributes:
+        first: first slot that it is for; it holds for all slots where it has one place.
+        blocks: vectors (R, 1 or m, 6, D) of each block.
+        last: those of the last norm (R, 1 or m, 2, D), if it has any.
+    """
+
+    first: int
+    blocks: list[Tensor]
+    last: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        blocks: Iterable[nn.Module],
+        norm: nn.Module,
+        cond: Tensor,
+        shared: Tensor | None = None,
+        *,
+        first: int = 0,
+    ) -> Modulations:
+        """Return those of conditions (R, 1 or m, cond_dim); `shared` as blocks take it instead."""
+        given, made = cond if shared is None else shared, []
+        for block in blocks:
+            assert isinstance(block, AdaLNBlock)
+            made.append(block.vectors(given))
+        return cls(first, made, norm.modulation(cond) if isinstance(norm, AdaNorm) else None)
+
+    def at(self, slot: int) -> Modulations | None:
+        """Return those of one slot, None if it is not among them."""
+        place = slot - self.first
+        if not 0 <= place < self.blocks[0].shape[1]:
+            return None
+        here = slice(place, place + 1)
+        last = None if self.last is None else self.last[:, here]
+        return Modulations(slot, [vectors[:, here] for vectors in self.blocks], last)
+
+
+def run_modulated(
+    x: Tensor, blocks: Iterable[nn.Module], norm: nn.Module, made: Modulations, **attention: Any
+) -> Tensor:
+    """Run blocks and the last norm over tokens (R, n, D) with vectors that were computed before."""
+    for layer, (block, vectors) in enumerate(zip(blocks, made.blocks)):
+        x = block(x, layer=layer, vectors=vectors, **attention)
+    return norm(x) if made.last is None else norm(x, vectors=made.last)

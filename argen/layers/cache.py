@@ -8,9 +8,13 @@ it, because queries see only slots up to their own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from argen.layers.adaln import Modulations
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,12 @@ class KVCache:
         head_dim: width of a head.
         dtype: type of the stored keys and values.
         device: where they live.
+
+    Attributes:
+        modulations: what conditions do in every block, kept from pass to pass, where they do.
     """
+
+    modulations: Modulations | None = None
 
     def __init__(
         self,
@@ -103,6 +112,7 @@ class KVCache:
         """Reorder or duplicate rows: row i becomes the old row `rows[i]`."""
         self.keys = [keys[rows] for keys in self.keys]
         self.values = [values[rows] for values in self.values]
+        self.modulations = None
 
 
 class Glance(KVCache):

@@ -9,6 +9,7 @@ from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
 from argen.errors import IncompatibleError, UserError
+from argen.generators import rar
 from argen.generators.conditioning import TextFeatures
 from argen.layers.noise import SeededNoise
 from argen.spec import CodeSpec, Segment
@@ -168,3 +169,15 @@ def test_bad_orders_and_codes_are_refused():
         make(anneal_start=0.8, anneal_end=0.5)
     with pytest.raises(IncompatibleError, match="one id a position"):
         make(CodeSpec("discrete", (Segment((4, 4), vocab_sizes=(8, 8)),)))
+
+
+@pytest.mark.parametrize("rows_ahead", [1, 3 * 2, 3 * 5, 1000])
+@torch.no_grad()
+def test_modulations_of_steps_to_come_are_those_of_each_step(rows_ahead, monkeypatch):
+    monkeypatch.setattr(rar, "ROWS_AHEAD", rows_ahead)
+    model, codes = make(), codes_of(GRID)
+    cond = model.conditioner(torch.arange(3))
+    expected, state = model.score(codes, cond), model.start(cond)
+    for step in range(GRID.length):
+        torch.testing.assert_close(model.predict(state)[:, 0], expected[:, step])
+        model.commit(state, codes[:, step : step + 1])

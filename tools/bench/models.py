@@ -13,6 +13,8 @@ from argen.build import build
 from argen.configs import for_codes, preset, preset_names
 from argen.errors import UserError, suggest
 from argen.generators.base import Generator
+from argen.generators.next_token import NextToken
+from argen.layers.adaln import Modulation
 from argen.layers.drawing import check_precision
 from argen.layers.int8 import Int8Linear
 from argen.layers.packed import PackedLinear
@@ -108,11 +110,18 @@ def generator(name: str, *, device: torch.device, dtype: torch.dtype, **changes:
 
 
 def read_bytes(model: nn.Module) -> int:
-    """Return the bytes of weights that a pass reads: all but embedding tables."""
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    read = sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in tables)
+    """Return the bytes of weights that a pass reads: all but embedding tables.
+
+    Nor modulations of next-token generators, which serve many passes.
+    """
+    made: list[nn.Module] = []
+    aside = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+    if isinstance(model, NextToken):
+        made = [module.proj for module in model.modules() if isinstance(module, Modulation)]
+        aside |= {p for module in made for p in module.parameters()}
+    read = sum(p.numel() * p.element_size() for p in model.parameters() if p not in aside)
     for module in model.modules():
-        if isinstance(module, Int8Linear | PackedLinear):
+        if module not in made and isinstance(module, Int8Linear | PackedLinear):
             size = 1 if isinstance(module, Int8Linear) else module.weight.element_size()
             read += module.in_features * module.out_features * size
     return read

@@ -42,6 +42,9 @@ def groups(settings: Mapping[str, Any]) -> Iterator[list[Case]]:
     for name in settings["decoders"]:
         if name not in known:
             raise UserError(f"There is no decoder {name!r}.{suggest(name, known)}")
+    for name in settings["options"]:
+        if name not in settings["decoders"] or name in MORE_DECODERS:
+            raise UserError(f"options.{name} is for a decoder that is not measured.")
     if settings["trained"] is not None:
         yield from _trained(settings, device)
         return
@@ -106,9 +109,7 @@ def _case(
         loop = ReleasedLoop(network, scale=float(how.settings["cfg"]))
         call = lambda: {"passes": loop(labels).shape[1]}  # noqa: E731
     else:
-        decoder = decoder_of(name, network, how)
-        if tokenizer is not None:
-            decoder.bind(tokenizer)
+        decoder = decoder_of(name, network, how, tokenizer, **settings["options"].get(name, {}))
 
         def call() -> dict[str, Any]:
             passes = []
@@ -154,8 +155,7 @@ def _rows(network: Any, batch: int, decoders: list[str]) -> int | None:
     """Return the rows of a product, None where a strategy among them leaves that open."""
     if not {"released", "sequential", "compiled"}.issuperset(decoders):
         return None
-    positions = Sequential().most_positions(network)
-    return None if positions is None else 2 * batch * positions
+    return Sequential().most_rows(network, batch)
 
 
 def _base(precision: str, first: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,8 +164,17 @@ def _base(precision: str, first: str, settings: Mapping[str, Any]) -> dict[str, 
     return {"decoder": first, "precision": compared}
 
 
-def decoder_of(name: str, network: Any, how: Published) -> Decoder:
+def decoder_of(
+    name: str, network: Any, how: Published, tokenizer: Any = None, **options: Any
+) -> Decoder:
     """Return the strategy of a name: a preset of configs/decoder, `compiled` or `published`.
+
+    Args:
+        name: of the strategy.
+        network: that it drives.
+        how: what `published` means for the network.
+        tokenizer: of the codes, where it is at hand.
+        options: that replace the preset's.
 
     Raises:
         IncompatibleError: if it cannot drive the network.
@@ -177,6 +186,8 @@ def decoder_of(name: str, network: Any, how: Published) -> Decoder:
     elif name == "published":
         decoder = default_decoder(network)
     else:
-        decoder = build(preset("decoder", name))
+        decoder = build({**preset("decoder", name), **options})
+    if tokenizer is not None:
+        decoder.bind(tokenizer)
     decoder.check(network)
     return decoder
