@@ -16,9 +16,14 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
 from bench.cases import Case, measure  # noqa: E402
+from bench.law import law_of  # noqa: E402
 from bench.machine import bound  # noqa: E402
 from bench.plot import save_plot  # noqa: E402
 from bench.table import markdown  # noqa: E402
+
+from argen.decoding.jacobi import Grouped, Jacobi  # noqa: E402
+from argen.decoding.sequential import Sequential  # noqa: E402
+from argen.decoding.zipar import ZipAR  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -202,3 +207,18 @@ def test_a_plot_has_a_dot_for_every_row(tmp_path: Path) -> None:
     taller = {**result, "rows": rows * 2}
     save_plot(taller, tmp_path / "taller.png")
     assert Image.open(tmp_path / "taller.png").height > picture.height > 0
+
+
+def test_the_law_of_a_strategy() -> None:
+    assert law_of(Jacobi()) == law_of(Sequential()) == "exact"
+    assert law_of(ZipAR()) == "not exact"
+    word, distance, _ = law_of(Grouped()).split()
+    assert word == "TV"
+    assert 0 < float(distance) < 0.3
+
+
+def test_milliseconds_a_pass() -> None:
+    drawn = row(labels={"what": "x", "batch": 4}, units=8, median_seconds=2.0)
+    table = markdown({"rows": [drawn | {"numbers": {"passes": 10}}]}).splitlines()
+    cells = dict(zip(*([c.strip() for c in line.split("|")] for line in (table[0], table[2]))))
+    assert cells["ms/pass"] == "100"  # two batches of ten passes

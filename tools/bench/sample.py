@@ -25,6 +25,7 @@ from argen.layers.noise import SeededNoise
 from argen.pipeline import load
 from argen.run_numbers import heldout_bits
 from bench.cases import Case
+from bench.law import law_of
 from bench.models import Published, generator, published, read_bytes
 from bench.released.llamagen_loop import ReleasedLoop
 
@@ -110,6 +111,7 @@ def _case(
         call = lambda: {"passes": loop(labels).shape[1]}  # noqa: E731
     else:
         decoder = decoder_of(name, network, how, tokenizer, **settings["options"].get(name, {}))
+        law = law_of(decoder)
 
         def call() -> dict[str, Any]:
             passes = []
@@ -128,7 +130,7 @@ def _case(
             return {
                 "passes": mean,
                 "codes/pass": L / mean,
-                "exact": "yes" if decoder.exact else "no",
+                "law": law,
                 **({} if bits is None else {"bits/code": bits}),
             }
 

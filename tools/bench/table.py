@@ -28,6 +28,7 @@ def markdown(result: Mapping[str, Any], against: Mapping[str, Any] | None = None
     }
     if against is not None:
         columns["x before"] = [_times_before(row, before) for row in rows]
+    columns = {"ms/pass": [_pass(row) for row in rows], **columns}
     shown = {name: cells for name, cells in columns.items() if any(cells)}
     lines = [[*header, *shown], ["---"] * (len(header) + len(shown))]
     for i, row in enumerate(rows):
@@ -87,6 +88,14 @@ def _number(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _pass(row: Mapping[str, Any]) -> str:
+    """Return milliseconds a pass, where a call makes nothing but passes of one batch or several."""
+    numbers, batch = row.get("numbers", {}), row["labels"].get("batch")
+    if "passes" not in numbers or "PNG %" in numbers or not batch:
+        return ""
+    return _number(1e3 * row["median_seconds"] * batch / row["units"] / numbers["passes"])
 
 
 def _memory(row: Mapping[str, Any]) -> str:
