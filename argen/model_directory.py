@@ -22,6 +22,7 @@ from argen.generators.base import Generator
 from argen.layers.int8 import holds_int8
 from argen.spec import CodeSpec, require_same_spec
 from argen.tokenizers.base import Tokenizer
+from argen.unfilled import Unfilled
 
 FORMAT = 1
 
@@ -113,7 +114,8 @@ def _config_of(module: nn.Module) -> dict[str, Any]:
 def _build_part(path: Path, config: dict[str, Any], part: str, *, trust: bool) -> Any:
     if part not in config:
         return None
-    module = build(config[part], trust=trust)
+    with Unfilled():
+        module = build(config[part], trust=trust)
     weights = path / f"{part}.safetensors"
     load_strict(module, read_weights(weights), source=str(weights))
     return module

@@ -99,7 +99,7 @@ def _pass(row: Mapping[str, Any]) -> str:
 
 
 def _memory(row: Mapping[str, Any]) -> str:
-    return "" if row["extra_mb"] is None else f"{row['extra_mb']:,.0f}"
+    return f"{row['extra_mb']:,.0f}" if row["extra_mb"] else ""  # none of this process
 
 
 def _times_base(row: Mapping[str, Any], name: str, rows: Sequence[Mapping[str, Any]]) -> str:
