@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from argen.generators.base import LossOutput
+from argen.generators.conditioning import Conditioner
 from argen.generators.feature_drafter import FeatureDrafter
 from argen.generators.next_token import NextToken
+from argen.training.codes_task import CodesTask
 from argen.training.optim import Optim
-from argen.training.task import Task
 
 
 class Aside:
@@ -28,7 +29,7 @@ class Aside:
         return self
 
 
-class DrafterTask(Task):
+class DrafterTask(CodesTask):
     """Calls `drafter.loss` on codes of pictures and logs.
 
     Args:
@@ -70,28 +71,12 @@ class DrafterTask(Task):
         """Bring the target to the drafter's device."""
         self.aside.network.to(self.device)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a batch of codes; conditions are dropped at the target's rate."""
-        rate, drop_B = self.aside.network.conditioner.drop_rate, None
-        if rate > 0:
-            drop_B = torch.rand(len(batch["label"]), device=self.device) < rate
-        output = self.loss(batch, drop_B, noise_scale=self.noise_scale)
-        self.values = {"loss": output.loss.detach()}
-        self.log("loss", self.values["loss"], prog_bar=True)
-        if self.logging_step:
-            self.log_details(output.metrics | self.values, len(batch["label"]))
-        return output.loss
+    @property
+    def conditioner(self) -> Conditioner:
+        """The target's."""
+        return self.aside.network.conditioner
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Log the loss on held-out codes."""
-        output, size = self.loss(batch, None, noise_scale=0.0), len(batch["label"])
-        self.log("val/loss", output.loss, batch_size=size, sync_dist=True)
-        for name, value in output.metrics.items():
-            self.log(f"val/{name}", value, batch_size=size, prog_bar=True, sync_dist=True)
-
-    def loss(
-        self, batch: dict[str, Tensor], drop_B: Tensor | None, *, noise_scale: float
-    ) -> LossOutput:
+    def loss(self, batch: dict[str, Tensor], drop_B: Tensor | None) -> LossOutput:
         """Return the loss of imitating the target, under null conditions where `drop_B` is true."""
         target = self.aside.network
         with torch.no_grad():
@@ -100,6 +85,6 @@ class DrafterTask(Task):
             target,
             batch["codes"],
             cond,
-            noise_scale=noise_scale,
+            noise_scale=self.noise_scale if self.training else 0.0,
             logit_weight=self.logit_weight,
         )

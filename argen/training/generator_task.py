@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from argen.generators.base import Generator, LossOutput
+from argen.generators.conditioning import Conditioner
+from argen.training.codes_task import CodesTask
 from argen.training.optim import Optim
-from argen.training.task import Task
 
 
-class GeneratorTask(Task):
+class GeneratorTask(CodesTask):
     """Encodes nothing and samples nothing: calls `generator.loss` and logs.
 
     Args:
@@ -36,26 +37,15 @@ class GeneratorTask(Task):
         """Compile the generator's loss; its weights keep their names."""
         self._generator_loss = torch.compile(self.generator.loss)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a batch of codes; conditions are dropped at the conditioner's rate."""
-        self.generator.set_progress(self.global_step / self.steps)
-        conditioner = self.generator.conditioner
-        drop_B = None
-        if conditioner.drop_rate > 0:
-            drop_B = torch.rand(len(batch["label"]), device=self.device) < conditioner.drop_rate
-        output = self.loss(batch, drop_B)
-        self.values = {"loss": output.loss.detach()}
-        self.log("loss", self.values["loss"], prog_bar=True)
-        if self.logging_step:
-            self.log_details(output.metrics | self.values, len(batch["label"]))
-        return output.loss
+    @property
+    def conditioner(self) -> Conditioner:
+        """The generator's."""
+        return self.generator.conditioner
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Log the loss on held-out codes."""
-        output, size = self.loss(batch, None), len(batch["label"])
-        self.log("val/loss", output.loss, batch_size=size, sync_dist=True)
-        for name, value in output.metrics.items():
-            self.log(f"val/{name}", value, batch_size=size, prog_bar=True, sync_dist=True)
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch, at the generator's own point of the training."""
+        self.generator.set_progress(self.global_step / self.steps)
+        return super().training_step(batch, batch_idx)
 
     def loss(self, batch: dict[str, Tensor], drop_B: Tensor | None) -> LossOutput:
         """Return the generator's loss of a batch, null conditions where `drop_B` is true."""
