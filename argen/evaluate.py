@@ -175,17 +175,17 @@ def _score_reconstructions(settings: dict[str, Any]) -> tuple[dict[str, Any], Pa
     source, out = _source(settings, pipe, protocol), _out(settings, protocol)
     if source is None:
         raise UserError("Say which pictures: data=folder data.path=DIR.")
-    options, pictures = _options(settings, protocol), side(source, settings["split"])
+    options, dataset = _options(settings, protocol), side(source, settings["split"])
     paired = Paired(
         pipe.tokenizer.spec, lpips_path=settings["lpips_path"], device=options["device"]
     )
-    batches = reconstructions(pipe, pictures, paired, batch_size=settings["batch_size"])
+    batches = reconstructions(pipe, dataset, paired, batch_size=settings["batch_size"])
     result = evaluate(
         ((images, index) for index, images in batches),
         protocol=protocol,
         source=source,
-        samples=len(pictures),
-        originals=pictures,
+        samples=len(dataset),
+        originals=dataset,
         paired=paired,
         out=out,
         about={"model": str(settings["model"]), "split": settings["split"]},

@@ -46,13 +46,13 @@ def draw_grid(
     font = ImageFont.load_default(size=13)
     drawn: list[tuple[str, list[Image.Image]]] = []
     for label, images in rows:
-        pictures = to_pil(images)
-        if pictures:
-            factor = max(1, round(least_side / min(pictures[0].size)))
-            size = (pictures[0].width * factor, pictures[0].height * factor)
-            pictures = [p.resize(size, Image.Resampling.NEAREST) for p in pictures]
-        step = columns or max(1, len(pictures))
-        lines = [pictures[i : i + step] for i in range(0, len(pictures), step)]
+        tiles = to_pil(images)
+        if tiles:
+            factor = max(1, round(least_side / min(tiles[0].size)))
+            size = (tiles[0].width * factor, tiles[0].height * factor)
+            tiles = [p.resize(size, Image.Resampling.NEAREST) for p in tiles]
+        step = columns or max(1, len(tiles))
+        lines = [tiles[i : i + step] for i in range(0, len(tiles), step)]
         drawn += [(label if i == 0 else "", line) for i, line in enumerate(lines)]
     width = max(
         [GAP + sum(p.width + GAP for p in line) for _, line in drawn]

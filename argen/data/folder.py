@@ -162,52 +162,52 @@ def _checked_root(path: str | os.PathLike[str] | None) -> Path:
 
 
 def _split(
-    pictures: list[Picture], classes: tuple[str, ...], holdout: float, seed: int, root: Path
+    files: list[Picture], classes: tuple[str, ...], holdout: float, seed: int, root: Path
 ) -> tuple[list[Picture], list[Picture]]:
     """Hold out the same share of each class, chosen by the hash of each name."""
     if not 0 < holdout < 1:
         raise UserError(f"holdout={holdout} must lie between 0 and 1, e.g. 0.05 for a twentieth.")
     groups: list[list[Picture]] = [[] for _ in classes]
-    for picture in pictures:
-        groups[picture.label].append(picture)
+    for file in files:
+        groups[file.label].append(file)
     held: set[str] = set()
     for group in groups:
-        ranked = sorted(group, key=lambda picture: hash_seed("split", seed, picture.name))
+        ranked = sorted(group, key=lambda file: hash_seed("split", seed, file.name))
         count = min(max(1, round(holdout * len(group))), len(group) - 1)
-        held.update(picture.name for picture in ranked[:count])
+        held.update(file.name for file in ranked[:count])
     if not held:
         raise UserError(f"No class of {root} has two pictures, so none can be held out: add more.")
     return (
-        [picture for picture in pictures if picture.name not in held],
-        [picture for picture in pictures if picture.name in held],
+        [file for file in files if file.name not in held],
+        [file for file in files if file.name in held],
     )
 
 
 def _decoded(
-    pictures: list[Picture], size: Size, augment: Augment | None, bad: list[str]
+    files: list[Picture], size: Size, augment: Augment | None, bad: list[str]
 ) -> MemoryImages:
     """Decode all pictures, naming and leaving out the unreadable; these are added to `bad`."""
-    images = torch.empty(len(pictures), 3, *size, dtype=torch.uint8)
+    images = torch.empty(len(files), 3, *size, dtype=torch.uint8)
 
     def decode(i: int) -> str:
         try:
-            images[i] = read_picture(pictures[i].path, size, center_crop)
+            images[i] = read_picture(files[i].path, size, center_crop)
         except UNREADABLE as error:
             return str(error) or type(error).__name__
         return ""
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        problems = list(pool.map(decode, range(len(pictures))))
-    for picture, problem in zip(pictures, problems):
+        problems = list(pool.map(decode, range(len(files))))
+    for file, problem in zip(files, problems):
         if problem:
-            log.warning("Skipped an unreadable picture: %s (%s)", picture.path, problem)
-            bad.append(picture.path)
+            log.warning("Skipped an unreadable picture: %s (%s)", file.path, problem)
+            bad.append(file.path)
     good = [i for i, problem in enumerate(problems) if not problem]
-    if len(good) < len(pictures):
+    if len(good) < len(files):
         images = images[good]
     return MemoryImages(
         images,
-        torch.tensor([pictures[i].label for i in good], dtype=torch.long),
-        [pictures[i].name for i in good],
+        torch.tensor([files[i].label for i in good], dtype=torch.long),
+        [files[i].name for i in good],
         augment,
     )

@@ -29,24 +29,24 @@ def side(source: ImageSource, split: str) -> Pictures:
     return source.val if split == "val" else source.train
 
 
-def originals(pictures: Pictures, batch_size: int) -> Iterator[Tensor]:
+def originals(dataset: Pictures, batch_size: int) -> Iterator[Tensor]:
     """Yield the pictures in order, bare, (B, 3, H, W) in [-1, 1]."""
-    total = len(pictures)
+    total = len(dataset)
     for start in range(0, total, batch_size):
         stop = min(start + batch_size, total)
-        yield torch.stack([pictures[i]["image"] for i in range(start, stop)])
+        yield torch.stack([dataset[i]["image"] for i in range(start, stop)])
 
 
 @torch.inference_mode()
 def reconstructions(
-    pipe: Pipeline, pictures: Pictures, paired: Paired, *, batch_size: int = 32
+    pipe: Pipeline, dataset: Pictures, paired: Paired, *, batch_size: int = 32
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield numbers (B,) and reconstructions (B, 3, H, W) of this rank's share of the pictures."""
     rank, ranks = place()
-    total = len(pictures)
+    total = len(dataset)
     for start in range(rank * batch_size, total, ranks * batch_size):
         index = torch.arange(start, min(start + batch_size, total))
-        images = torch.stack([pictures[int(i)]["image"] for i in index])
+        images = torch.stack([dataset[int(i)]["image"] for i in index])
         codes = pipe.encode(images)
         decoded = pipe.decode(codes).float().cpu()
         paired.update(images, decoded, codes.cpu())

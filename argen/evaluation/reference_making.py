@@ -111,15 +111,15 @@ def open_reference(
     """
     path = asset(str(where)).find() if str(where) in assets() else Path(where)
     stored = path.suffix == ".npz" and bool({"mu", "mean"} & set(array_names(path)))
-    pictures = None if stored else open_samples(where)
+    samples = None if stored else open_samples(where)
     extractor = extractor or build_extractor(
         protocol.extractor, size=protocol.size, weights_path=weights_path, device=device
     )
     wanted = kept_for(protocol)
-    if pictures is not None:
-        batches = (images for _, images in pictures.batches(batch_size, share=False))
+    if samples is not None:
+        batches = (images for _, images in samples.batches(batch_size, share=False))
         return reference_from_batches(
-            batches, extractor, name=pictures.name, labels=pictures.labels, **wanted
+            batches, extractor, name=samples.name, labels=samples.labels, **wanted
         )
     reference = Reference.load(path)
     if wanted["keep"] and not len(reference.features_MD) and "arr_0" in array_names(path):
