@@ -7,6 +7,7 @@ the caller says that the source is trusted.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -16,6 +17,60 @@ from argen.errors import UserError, suggest
 TARGET = "_target_"
 META = "_meta_"  # source, licences and expected scores of a preset; for people, not for the class
 
+# Where lay, before 0.2, what YAML can name: modules, or single names of them. Taken until 0.3.
+MOVED = {
+    "argen.decoding.jacobi": "argen.decoding.speculative.jacobi",
+    "argen.decoding.proactive": "argen.decoding.speculative.proactive",
+    "argen.decoding.relaxed": "argen.decoding.speculative.relaxed",
+    "argen.foundation": "argen.objectives.alignment",
+    "argen.generators.bert": "argen.generators.maskgit.bert",
+    "argen.generators.diffusion_head": "argen.generators.heads.diffusion",
+    "argen.generators.feature_drafter": "argen.generators.drafter.feature_drafter",
+    "argen.generators.flow_head": "argen.generators.heads.flow",
+    "argen.generators.subtoken_heads": "argen.generators.heads.subtoken",
+    "argen.generators.table": "argen.testing.table",
+    "argen.generators.uvit": "argen.generators.maskgit.uvit",
+    "argen.judge": "argen.objectives.feature_discriminator",
+    "argen.perceptual": "argen.objectives.perceptual",
+    "argen.tokenizers.alignment": "argen.objectives.alignment",
+    "argen.tokenizers.diffaugment": "argen.objectives.diffaugment",
+    "argen.tokenizers.dino": "argen.pretrained.dino",
+    "argen.tokenizers.discriminators": "argen.objectives.discriminators",
+    "argen.tokenizers.feature_discriminator": "argen.objectives.feature_discriminator",
+    "argen.tokenizers.losses": "argen.objectives.losses",
+    "argen.tokenizers.lpips": "argen.pretrained.vgg_lpips",
+    "argen.tokenizers.objective": "argen.objectives.objective",
+    "argen.tokenizers.perceptual": "argen.pretrained.tapped",
+    "argen.tokenizers.perceptual.ConvNeXtDistance": "argen.objectives.perceptual.ConvNeXtDistance",
+    "argen.tokenizers.perceptual.FeatureDistance": "argen.objectives.perceptual.FeatureDistance",
+}
+
+
+def current_path(path: str) -> str:
+    """Return where the class or function at a dotted path lies today.
+
+    A path of an earlier version is translated, with a `DeprecationWarning` that names the new one.
+    """
+    module, _, name = path.rpartition(".")
+    new = MOVED.get(path) or (f"{MOVED[module]}.{name}" if module in MOVED else path)
+    if new != path:
+        warnings.warn(f"{path} is now {new}; the old path ends with 0.3.", DeprecationWarning, 2)
+    return new
+
+
+def current_paths(config: Any) -> Any:
+    """Return a plain configuration with every `_target_` as `current_path` gives it."""
+    if isinstance(config, Mapping):
+        return {
+            key: current_path(value)
+            if key == TARGET and isinstance(value, str)
+            else current_paths(value)
+            for key, value in config.items()
+        }
+    if isinstance(config, list | tuple):
+        return [current_paths(value) for value in config]
+    return config
+
 
 def locate(path: str, *, trust: bool = True) -> Any:
     """Return the class or function at a dotted path.
@@ -23,6 +78,7 @@ def locate(path: str, *, trust: bool = True) -> Any:
     Raises:
         UserError: if it does not exist, or is not argen's own and `trust` is false.
     """
+    path = current_path(path)
     module_name, _, name = path.rpartition(".")
     if not trust and not path.startswith("argen."):
         raise UserError(

@@ -6,15 +6,15 @@ import sys
 from importlib import import_module
 
 from argen import __version__
-from argen.app import run
 from argen.errors import suggest
+from argen.runtime.command import run
 
 COMMANDS = {
     "train": "train a tokenizer, a generator, or both",
-    "sample": "draw pictures with a trained model",
-    "evaluate": "score a model or a folder of pictures",
-    "tokenize": "turn pictures into code shards",
-    "reconstruct": "pictures to codes and back with a tokenizer",
+    "sample": "draw images with a trained model",
+    "evaluate": "score a model or a folder of images",
+    "tokenize": "turn images into code shards",
+    "reconstruct": "images to codes and back with a tokenizer",
     "convert": "turn a released checkpoint into a model directory",
 }
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from argen.app import require_writable, run, show
 from argen.errors import UserError, suggest
+from argen.runtime.command import require_writable, run, show
 
 
 def main(config: Any) -> None:
@@ -15,7 +15,7 @@ def main(config: Any) -> None:
 
     from argen.errors import CheckpointError
     from argen.pipeline import Pipeline
-    from argen.train import plain
+    from argen.runtime.command import plain
 
     settings = plain(config)
     importer = find_importer(settings["source"])
@@ -62,7 +62,7 @@ def main(config: Any) -> None:
 
 def _convert_drafter(importer: Any, settings: dict[str, Any]) -> None:
     """Write a drafter directory, which needs no tokenizer."""
-    from argen.generators.feature_drafter import save_drafter
+    from argen.generators.drafter.feature_drafter import save_drafter
 
     if settings["ckpt"] is None:
         raise UserError(f"source={settings['source']} has drafters: add ckpt=FILE.")
@@ -106,8 +106,8 @@ def _import(
     importer: Any, settings: dict[str, Any], key: str, *, tokenizer: Any = None
 ) -> dict[str, Any]:
     """Import one file as whichever part it is; a generator's grid and spec follow its tokenizer."""
-    from argen.checkpoint import read_weights
     from argen.errors import CheckpointError
+    from argen.runtime.checkpoint import read_weights
 
     path = settings[key]
     checkpoint = read_weights(path, trust=settings["trust"])

@@ -1,12 +1,12 @@
-"""Score a model, pictures or reconstructions: `python -m argen.evaluate --help`."""
+"""Score a model, images or reconstructions: `python -m argen.evaluate --help`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from argen.app import require_positive, require_writable, run, show
 from argen.errors import UserError
+from argen.runtime.command import require_positive, require_writable, run, show
 
 WHAT = ("model", "samples", "tokens")
 
@@ -15,9 +15,9 @@ def main(config: Any) -> None:
     """Draw or read what is scored, score it, write the JSON."""
     from argen.evaluation.report import summary
     from argen.evaluation.sweep import SWEPT
-    from argen.layers.drawing import check_precision
-    from argen.ranks import joined, place
-    from argen.train import plain
+    from argen.layers.inference_precision import check_precision
+    from argen.runtime.command import plain
+    from argen.runtime.distributed import process_group, rank_and_world_size
 
     settings = plain(config)
     require_positive(settings, "batch_size")
@@ -25,13 +25,13 @@ def main(config: Any) -> None:
     only_reference = settings["save"] is not None
     given = [name for name in WHAT if settings.get(name) is not None]
     if only_reference and settings["reference"] is None:
-        raise UserError("save=FILE keeps a reference: say of which pictures, reference=PICTURES.")
+        raise UserError("save=FILE keeps a reference: say of which images, reference=IMAGES.")
     if len(given) != 1 and not (only_reference and not given):
         raise UserError(
-            "Give model=DIR to score a model, samples=PICTURES to score pictures somebody made, or "
+            "Give model=DIR to score a model, samples=IMAGES to score images somebody made, or "
             "tokens=CODES to look at codes."
         )
-    with joined(settings["device"]):
+    with process_group(settings["device"]):
         if only_reference:
             lines = [f"reference written to {_keep_reference(settings)}"]
         elif settings["tokens"] is not None:
@@ -41,7 +41,7 @@ def main(config: Any) -> None:
         else:
             result, out = _score(settings)
             lines = [summary(result), f"written to {out}"]
-        if place()[0] == 0:
+        if rank_and_world_size()[0] == 0:
             for line in lines:
                 show(line)
 
@@ -58,8 +58,8 @@ def _score(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
 def _sweep(settings: dict[str, Any]) -> list[str]:
     """Score a model at every point of a sweep."""
     from argen.evaluation.protocol import Protocol
-    from argen.ranks import own_device
-    from argen.sweeping import run_sweep
+    from argen.recipes.sweep import run_sweep
+    from argen.runtime.distributed import own_device
 
     if settings["model"] is None or settings["reconstruction"]:
         raise UserError("A sweep is over the sampling settings of a model: give model=DIR.")
@@ -70,7 +70,7 @@ def _sweep(settings: dict[str, Any]) -> list[str]:
 
 
 def _score_samples(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
-    """Score pictures that somebody made."""
+    """Score images that somebody made."""
     from argen.build import build
     from argen.evaluation.protocol import Protocol
     from argen.evaluation.report import evaluate
@@ -81,7 +81,7 @@ def _score_samples(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     data = settings.get("data")
     if data is None and protocol.reference == "train" and settings["reference"] is None:
         raise UserError(
-            "Say what the pictures are compared with: data=folder data.path=DIR, or reference=FILE."
+            "Say what the images are compared with: data=folder data.path=DIR, or reference=FILE."
         )
     out = Path(settings["out"] or "metrics.json")
     require_writable(out.parent)
@@ -93,7 +93,7 @@ def _score_samples(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
         source=build({**data, "image_size": list(samples.size)}) if data else None,
         samples=samples.count,
         out=out,
-        about={"pictures": samples.name, "picture_size": list(samples.size)},
+        about={"images": samples.name, "image_size": list(samples.size)},
         **_options(settings, protocol),
     )
     return result, out
@@ -102,11 +102,11 @@ def _score_samples(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
 def _score_model(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     """Draw with a model and score what it drew."""
     from argen.build import build
-    from argen.captioned import evenly_asked
-    from argen.controls import SETTINGS
     from argen.evaluation.generated import Generated
     from argen.evaluation.protocol import Protocol
     from argen.evaluation.report import evaluate
+    from argen.pipeline.settings import SETTINGS
+    from argen.recipes.captions import evaluation_prompts
 
     protocol, pipe = Protocol.from_dict(settings["protocol"]), _pipeline(settings)
     if protocol.paired:
@@ -114,7 +114,7 @@ def _score_model(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     source, out = _source(settings, pipe, protocol), _out(settings, protocol)
     count = settings["n"] or protocol.samples
     protocol.check_count(count, quick=settings["quick"])
-    asked, labels = evenly_asked(pipe, source, count)
+    asked, labels = evaluation_prompts(pipe, source, count)
     sampling = {k: settings[k] for k in SETTINGS if settings.get(k) is not None}
     drawn = Generated(
         pipe,
@@ -151,14 +151,14 @@ def _score_model(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     )
     if settings["export"]:
         drawn.export(out.with_suffix(".npz"))
-        show(f"pictures for ADM's script in {out.with_suffix('.npz')}")
+        show(f"images for ADM's script in {out.with_suffix('.npz')}")
     if not settings["keep_samples"]:
         drawn.remove()
     return result, out
 
 
 def _score_reconstructions(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
-    """Score what a tokenizer makes of held-out pictures."""
+    """Score what a tokenizer makes of held-out images."""
     from argen.evaluation.paired import Paired
     from argen.evaluation.protocol import Protocol
     from argen.evaluation.reconstructed import reconstructions, side
@@ -174,7 +174,7 @@ def _score_reconstructions(settings: dict[str, Any]) -> tuple[dict[str, Any], Pa
         )
     source, out = _source(settings, pipe, protocol), _out(settings, protocol)
     if source is None:
-        raise UserError("Say which pictures: data=folder data.path=DIR.")
+        raise UserError("Say which images: data=folder data.path=DIR.")
     options, dataset = _options(settings, protocol), side(source, settings["split"])
     paired = Paired(
         pipe.tokenizer.spec, lpips_path=settings["lpips_path"], device=options["device"]
@@ -195,7 +195,7 @@ def _score_reconstructions(settings: dict[str, Any]) -> tuple[dict[str, Any], Pa
 
 
 def _keep_reference(settings: dict[str, Any]) -> Path:
-    """Make a reference of pictures and write it."""
+    """Make a reference of images and write it."""
     from argen.evaluation.protocol import Protocol
     from argen.evaluation.reference_making import open_reference
 
@@ -213,10 +213,10 @@ def _keep_reference(settings: dict[str, Any]) -> Path:
 
 def _look_at_tokens(settings: dict[str, Any]) -> list[str]:
     """Measure codes; write the numbers and a page of plots; returns what to print."""
-    from argen.checkpoint import write_json
-    from argen.evaluation.report import provenance
-    from argen.evaluation.token_page import write_page
-    from argen.evaluation.tokens import in_words, token_statistics
+    from argen.evaluation.code_stats.page import write_page
+    from argen.evaluation.code_stats.report import in_words, token_statistics
+    from argen.runtime.files import write_json
+    from argen.runtime.provenance import provenance
 
     out = Path(settings["out"] or "tokens.json")
     page = out.with_suffix(".png")
@@ -229,7 +229,7 @@ def _look_at_tokens(settings: dict[str, Any]) -> list[str]:
 
 def _options(settings: dict[str, Any], protocol: Any) -> dict[str, Any]:
     """Return what every score takes."""
-    from argen.ranks import own_device
+    from argen.runtime.distributed import own_device
 
     return {
         "quick": settings["quick"],
@@ -243,7 +243,7 @@ def _options(settings: dict[str, Any], protocol: Any) -> dict[str, Any]:
 
 def _pipeline(settings: dict[str, Any]) -> Any:
     from argen.pipeline import load
-    from argen.ranks import own_device
+    from argen.runtime.distributed import own_device
 
     if "pipe" in settings:  # of a sweep
         return settings["pipe"]

@@ -1,21 +1,21 @@
-"""Pictures to codes and back with a trained tokenizer: `python -m argen.reconstruct --help`."""
+"""Images to codes and back with a trained tokenizer: `python -m argen.reconstruct --help`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from argen.app import require_positive, require_writable, run, show
 from argen.errors import UserError
+from argen.runtime.command import require_positive, require_writable, run, show
 
-SHOWN = 16  # pictures in the grid
+SHOWN = 16  # images in the grid
 
 
 def main(config: Any) -> None:
-    """Encode and decode pictures, or decode codes that were kept."""
-    from argen.device import pick_device, pick_dtype
+    """Encode and decode images, or decode codes that were kept."""
     from argen.pipeline import load
-    from argen.train import plain
+    from argen.runtime.command import plain
+    from argen.runtime.device import pick_device, pick_dtype
 
     settings = plain(config)
     if (settings["images"] is None) == (settings["codes"] is None):
@@ -31,17 +31,17 @@ def main(config: Any) -> None:
 
 
 def _reconstruct(pipe: Any, settings: dict[str, Any]) -> None:
-    """Write what the tokenizer makes of every picture, and its codes if asked to."""
+    """Write what the tokenizer makes of every image, and its codes if asked to."""
     import torch
 
-    from argen.data.images import UNREADABLE, read_picture
     from argen.data.transforms import center_crop
     from argen.evaluation.metrics import psnr_db
-    from argen.evaluation.pictures import picture_files, to_float
-    from argen.grid import draw_grid, save_picture
+    from argen.images.files import UNREADABLE, decode_image, image_files, save_image
+    from argen.images.grid import draw_grid
+    from argen.images.pixels import to_float
 
     given, tokenizer = Path(settings["images"]), pipe.tokenizer
-    files = [given] if given.is_file() else picture_files(given)
+    files = [given] if given.is_file() else image_files(given)
     root = given.parent if given.is_file() else given
     names = [path.relative_to(root) for path in files]
     _check_names(names)
@@ -54,9 +54,9 @@ def _reconstruct(pipe: Any, settings: dict[str, Any]) -> None:
         pixels = []
         for path in part:
             try:
-                pixels.append(read_picture(path, tuple(tokenizer.image_size), center_crop))
+                pixels.append(decode_image(path, tuple(tokenizer.image_size), center_crop))
             except UNREADABLE as error:
-                raise UserError(f"{path} is not a readable picture ({error}).") from error
+                raise UserError(f"{path} is not a readable image ({error}).") from error
         images = to_float(torch.stack(pixels))
         codes.append(pipe.encode(images.to(dtype)).cpu())
         made = pipe.decode(codes[-1]).float().cpu()
@@ -64,16 +64,16 @@ def _reconstruct(pipe: Any, settings: dict[str, Any]) -> None:
         shown += list(zip(images, made))[: SHOWN - len(shown)]
         _write(made, names[start : start + len(part)], out)
     before, after = (torch.stack(side) for side in zip(*shown))
-    save_picture(draw_grid([("original", before), ("reconstruction", after)]), out / "grid.png")
+    save_image(draw_grid([("original", before), ("reconstruction", after)]), out / "grid.png")
     if settings["keep"] is not None:
         _keep(Path(settings["keep"]), torch.cat(codes), files, root, tokenizer.spec)
         show(f"codes {settings['keep']}: {tokenizer.spec.describe()}")
-    show(f"{len(files)} pictures in {out}, mean PSNR {sum(ratios) / len(ratios):.2f} dB")
+    show(f"{len(files)} images in {out}, mean PSNR {sum(ratios) / len(ratios):.2f} dB")
     show(f"grid {out / 'grid.png'}")
 
 
 def _keep(path: Path, codes: Any, files: list[Path], root: Path, spec: Any) -> None:
-    """Write codes with the names of their pictures and what they are."""
+    """Write codes with the names of their images and what they are."""
     import json
 
     import numpy as np
@@ -90,7 +90,7 @@ def _keep(path: Path, codes: Any, files: list[Path], root: Path, spec: Any) -> N
 
 
 def _decode(pipe: Any, settings: dict[str, Any]) -> None:
-    """Write the pictures of codes that an earlier call kept."""
+    """Write the images of codes that an earlier call kept."""
     import json
 
     import torch
@@ -107,7 +107,7 @@ def _decode(pipe: Any, settings: dict[str, Any]) -> None:
     codes, names = torch.from_numpy(arrays["codes"]), [Path(str(n)) for n in arrays["names"]]
     pipe.tokenizer.spec.check(codes)
     if len(names) != len(codes):
-        raise UserError(f"{path} names {len(names)} pictures, but holds codes of {len(codes)}.")
+        raise UserError(f"{path} names {len(names)} images, but holds codes of {len(codes)}.")
     _check_names(names)
     out = require_writable(settings["out"])
     dtype = next(pipe.tokenizer.parameters()).dtype
@@ -115,15 +115,15 @@ def _decode(pipe: Any, settings: dict[str, Any]) -> None:
         part = slice(start, start + settings["batch_size"])
         some = codes[part].to(dtype) if codes.is_floating_point() else codes[part]
         _write(pipe.decode(some).float().cpu(), names[part], out)
-    show(f"{len(codes)} pictures in {out}")
+    show(f"{len(codes)} images in {out}")
 
 
 def _check_names(names: list[Path]) -> None:
-    """Raise unless every picture has a place of its own below the output directory."""
+    """Raise unless every image has a place of its own below the output directory."""
     taken: dict[Path, Path] = {Path("grid.png"): Path("the grid")}
     for name in names:
         if name.is_absolute() or ".." in name.parts:
-            raise UserError(f"A picture is called {name}, which lies outside the output directory.")
+            raise UserError(f"An image is called {name}, which lies outside the output directory.")
         place = name.with_suffix(".png")
         if place in taken:
             raise UserError(
@@ -133,12 +133,13 @@ def _check_names(names: list[Path]) -> None:
 
 
 def _write(images: Any, names: list[Path], out: Path) -> None:
-    from argen.grid import save_picture, to_pil
+    from argen.images.files import save_image
+    from argen.images.grid import to_pil
 
-    for name, picture in zip(names, to_pil(images)):
+    for name, image in zip(names, to_pil(images)):
         place = (out / name).with_suffix(".png")
         place.parent.mkdir(parents=True, exist_ok=True)
-        save_picture(picture, place)
+        save_image(image, place)
 
 
 if __name__ == "__main__":

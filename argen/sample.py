@@ -1,4 +1,4 @@
-"""Draw pictures with a trained model: `python -m argen.sample --help`."""
+"""Draw images with a trained model: `python -m argen.sample --help`."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from argen.app import require_positive, require_writable, run, show
 from argen.errors import UserError
+from argen.runtime.command import require_positive, require_writable, run, show
 
 
 def main(config: Any) -> None:
-    """Draw, then write pictures and a grid."""
+    """Draw, then write images and a grid."""
     import numpy as np
     import torch
 
     from argen.build import build
-    from argen.checkpoint import replacing
-    from argen.controls import SETTINGS
-    from argen.device import pick_device
-    from argen.grid import save_picture, to_uint8
-    from argen.layers.drawing import check_precision
+    from argen.images.files import save_image
+    from argen.images.grid import to_uint8
+    from argen.layers.inference_precision import check_precision
     from argen.pipeline import load
-    from argen.preview import Preview, save_animation
-    from argen.train import plain
+    from argen.pipeline.preview import Preview, save_animation
+    from argen.pipeline.settings import SETTINGS
+    from argen.runtime.command import plain
+    from argen.runtime.device import pick_device
+    from argen.runtime.files import replacing
 
     settings = plain(config)
     require_positive(settings, "batch_size")
@@ -47,7 +48,7 @@ def main(config: Any) -> None:
     pipe.to_precision(settings["precision"], batch_size=at_once, decoder=decoder)
     given = _given(pipe, settings)
     known = None if given is None else given[2]
-    kind = _preview_format(settings, pictures=count)
+    kind = _preview_format(settings, images=count)
     preview = Preview(pipe.tokenizer, known=known) if kind else None
     out = require_writable(settings["out"])
     samples = pipe(
@@ -73,42 +74,43 @@ def main(config: Any) -> None:
                 names=np.array(samples.names),
             )
     else:
-        for i, picture in enumerate(samples.pil()):
+        for i, image in enumerate(samples.pil()):
             name = f"{i:05d}-{_file_word(samples.names[i])}-seed{samples.seeds[i]}.png"
-            save_picture(picture, out / name)
+            save_image(image, out / name)
     first_row = [] if given is None else [("given", torch.where(given[1], given[0], 0.0)[None])]
-    save_picture(samples.grid(first_row), out / "grid.png")
+    save_image(samples.grid(first_row), out / "grid.png")
     if preview is not None:
         frames = [replace(samples, images=f).grid() for f in preview.frames()]
         save_animation([*frames, samples.grid()], out / f"preview.{kind}")
-    exact = "exact" if samples.exact else "not exact: other pictures than the model's own"
-    show(f"{len(samples)} pictures in {out} ({samples.passes} passes each, decoder {exact})")
+    exact = "exact" if samples.exact else "not exact: other images than the model's own"
+    show(f"{len(samples)} images in {out} ({samples.passes} passes each, decoder {exact})")
     show(f"grid {out / 'grid.png'}")
     if kind:
         show(f"preview {out / f'preview.{kind}'}")
 
 
 def _given(pipe: Any, settings: dict[str, Any]) -> tuple[Any, Any, tuple[Any, Any]] | None:
-    """Return a picture to go on from, its kept pixels, and its known positions and codes."""
-    from argen.data.images import UNREADABLE, read_picture
-    from argen.data.transforms import center_crop, to_float
-    from argen.inpainting import kept_pixels, known_codes, read_mask
+    """Return an image to go on from, its kept pixels, and its known positions and codes."""
+    from argen.data.transforms import center_crop
+    from argen.images.files import UNREADABLE, decode_image
+    from argen.images.pixels import to_float
+    from argen.pipeline.inpainting import kept_pixels, known_codes, read_mask
 
     path, mask, keep = (settings[name] for name in ("image", "mask", "keep"))
     if path is None:
         if mask is not None or keep is not None:
-            raise UserError("keep= and mask= say what of a picture is kept: add image=FILE.")
+            raise UserError("keep= and mask= say what of an image is kept: add image=FILE.")
         return None
     if (mask is None) == (keep is None):
         raise UserError(
-            "Say what of the picture is kept: keep=top (or another side, centre, border, a box), "
+            "Say what of the image is kept: keep=top (or another side, centre, border, a box), "
             "or mask=FILE, bright where pixels shall be drawn."
         )
     size = tuple(pipe.tokenizer.image_size)
     try:
-        image = to_float(read_picture(path, size, center_crop))
+        image = to_float(decode_image(path, size, center_crop))
     except UNREADABLE as error:
-        raise UserError(f"image={path} is not a readable picture ({error}).") from error
+        raise UserError(f"image={path} is not a readable image ({error}).") from error
     kept = kept_pixels(size, keep, settings["share"]) if mask is None else read_mask(mask, size)
     return image, kept, known_codes(pipe.tokenizer, image, kept)
 
@@ -131,7 +133,7 @@ def _file_word(name: str) -> str:
     return "-".join(re.findall(r"[\w.+]+", name))[:60].strip(".") or "x"
 
 
-def _preview_format(settings: dict[str, Any], *, pictures: int) -> str | None:
+def _preview_format(settings: dict[str, Any], *, images: int) -> str | None:
     """Return gif, webp or, when no preview is asked for, None."""
     asked = settings["preview"]
     if asked in (False, None):
@@ -139,9 +141,9 @@ def _preview_format(settings: dict[str, Any], *, pictures: int) -> str | None:
     kind = "gif" if asked is True else str(asked).lower()
     if kind not in ("gif", "webp"):
         raise UserError(f"Unknown preview={asked}; use true (a GIF), gif, webp or false.")
-    if pictures > settings["batch_size"]:
+    if images > settings["batch_size"]:
         raise UserError(
-            f"preview animates pictures that are drawn at once, but {pictures} are more than "
+            f"preview animates images that are drawn at once, but {images} are more than "
             f"batch_size={settings['batch_size']}: ask for fewer, or raise batch_size."
         )
     return kind

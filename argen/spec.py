@@ -64,7 +64,7 @@ class CodeSpec:
             if min(segment.shape) < 1:
                 h, w = segment.shape
                 raise SpecError(
-                    f"A grid of {h}x{w} holds no codes: the pictures are smaller than one code, so "
+                    f"A grid of {h}x{w} holds no codes: the images are smaller than one code, so "
                     "choose a larger image_size."
                 )
             ok = {
@@ -102,7 +102,7 @@ class CodeSpec:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(h, w) of the last segment: the finest picture grid of the codes."""
+        """(h, w) of the last segment: the finest image grid of the codes."""
         return self.segments[-1].shape
 
     def fingerprint(self) -> str:

@@ -1,23 +1,23 @@
-"""Turn pictures into code shards: `python -m argen.tokenize --help`."""
+"""Turn images into code shards: `python -m argen.tokenize --help`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from argen.app import require_positive, require_writable, run, show
+from argen.runtime.command import require_positive, require_writable, run, show
 
 
 def main(config: Any) -> None:
     """Encode a data set."""
     from argen.build import build
     from argen.pipeline import load
-    from argen.ranks import first, joined, own_device
-    from argen.tokenizing import larger_source, write_codes
-    from argen.train import plain
+    from argen.recipes.encode import larger_source, write_codes
+    from argen.runtime.command import plain
+    from argen.runtime.distributed import is_rank_zero, own_device, process_group
 
     settings = plain(config)
     require_positive(settings, "batch_size", "shard_size")
-    with joined(settings["device"]):
+    with process_group(settings["device"]):
         pipe = load(
             settings["model"], device=own_device(settings["device"]), trust=settings["trust"]
         )
@@ -39,10 +39,10 @@ def main(config: Any) -> None:
             seed=settings["seed"],
             text=None if text is None else text.to(pipe.device),
         )
-        leads = first()
+        leads = is_rank_zero()
     if leads:
         for split, part in codes.items():
-            show(f"{out / split}: {len(part)} pictures x {len(part.views)} views")
+            show(f"{out / split}: {len(part)} images x {len(part.views)} views")
         show(f"codes: {codes['train'].spec.describe()}")
         if text is not None:
             show(f"text: {text.spec.describe()}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from argen.app import require_writable, run, show
 from argen.errors import UserError
+from argen.runtime.command import plain, require_writable, run, show
 
 STAGE_KEYS = ("fit", "optim", "objective", "seed")
 
@@ -14,27 +14,20 @@ def main(config: Any) -> None:
     """Run the configured stages."""
     from contextlib import nullcontext
 
-    from argen.drafter_recipe import DrafterRecipe
-    from argen.ranks import first
-    from argen.recipe import Recipe
-    from argen.run_lock import run_lock
+    from argen.recipes.drafter import DrafterRecipe
+    from argen.recipes.two_stage import Recipe
+    from argen.runtime.distributed import is_rank_zero
+    from argen.runtime.run_lock import run_lock
 
     stages = {name: stage_config(config, name) for name in config.stages}
     directory = require_writable(f"{config.out}/{config.name}")
     kind = DrafterRecipe if config.stage == "drafter" else Recipe
     recipe = kind(plain(config), stages)
-    leads = first()
-    with run_lock(directory) if leads else nullcontext():  # the first process holds it for all
+    leads = is_rank_zero()
+    with run_lock(directory) if leads else nullcontext():  # rank zero holds it for all
         recipe.run()
     if leads:
         report(directory, config.stage, model=config.model)
-
-
-def plain(config: Any) -> dict[str, Any]:
-    """Return a configuration as plain dictionaries, interpolations resolved."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
 
 
 def stage_config(config: Any, stage: str) -> dict[str, Any]:
@@ -62,7 +55,7 @@ def stage_config(config: Any, stage: str) -> dict[str, Any]:
 
 def report(directory: Any, stage: str, *, model: str | None = None) -> None:
     """Say where things are and what to try next."""
-    from argen.checkpoint import read_json
+    from argen.runtime.files import read_json
 
     if stage == "tokenizer":
         result = read_json(directory / "tokenizer" / "metrics.json")
@@ -87,14 +80,14 @@ def report(directory: Any, stage: str, *, model: str | None = None) -> None:
     show("\nTry next:")
     show(f"  python -m argen.sample model={directory / 'model'} {what} n=16 cfg=2.0")
     show(f"  python -m argen.evaluate model={directory / 'model'} protocol=fd_lite quick=true")
-    show("  python -m argen.train experiment=emoji name=mine data=folder data.path=YOUR_PICTURES")
+    show("  python -m argen.train experiment=emoji name=mine data=folder data.path=YOUR_IMAGES")
 
 
 def _report_drafter(directory: Any, model: str) -> None:
     """Say how well a drafter drafts, and the command that draws with it."""
     from pathlib import Path
 
-    from argen.checkpoint import read_json
+    from argen.runtime.files import read_json
 
     result = read_json(directory / "drafter" / "metrics.json")
     show()
@@ -111,7 +104,7 @@ def _report_drafter(directory: Any, model: str) -> None:
 
 def _asked(model: Any) -> str:
     """Return something that a model can be asked for, as words of a command."""
-    from argen.checkpoint import read_json
+    from argen.runtime.files import read_json
 
     saved = read_json(model / "config.json")
     names = saved.get("class_names")

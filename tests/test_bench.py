@@ -21,8 +21,8 @@ from bench.machine import bound  # noqa: E402
 from bench.plot import save_plot  # noqa: E402
 from bench.table import markdown  # noqa: E402
 
-from argen.decoding.jacobi import Grouped, Jacobi  # noqa: E402
 from argen.decoding.sequential import Sequential  # noqa: E402
+from argen.decoding.speculative.jacobi import Grouped, Jacobi  # noqa: E402
 from argen.decoding.zipar import ZipAR  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -144,14 +144,14 @@ SMALL = ("rounds=1", "precisions=[float32]", "+changes.layers=1")
             *("precisions=[bfloat16]", "+changes.image_size=32", "+changes.encoder.channels=32"),
             "+changes.decoder.channels=32",
         ),
-        ("pictures", *SMALL, "models=[llamagen_b]", "batches=[1,2]"),
+        ("images", *SMALL, "models=[llamagen_b]", "batches=[1,2]"),
         ("first", "rounds=1", "precisions=[float32,int8]", "+changes.layers=1", "more=['cfg=1.0']"),
         (
             *("tokenizer", "rounds=1", "models=[tiny_vq]", "operations=[decode]"),
             *("precisions=[float32]", "layouts=[contiguous,channels_last]"),
         ),
         (
-            *("data", "rounds=1", "pictures=80", "side=40", "size=16", "models=[]"),
+            *("data", "rounds=1", "images=80", "side=40", "size=16", "models=[]"),
             "readers=[folder,webdataset]",
         ),
         pytest.param(("evaluate", "rounds=1", "counts=[4]"), marks=pytest.mark.slow),
@@ -203,10 +203,10 @@ def test_a_plot_has_a_dot_for_every_row(tmp_path: Path) -> None:
         "ceilings": {"bytes_per_second": 1.0, **found},
     }
     save_plot(result, tmp_path / "plot.png")
-    picture = Image.open(tmp_path / "plot.png")
+    image = Image.open(tmp_path / "plot.png")
     taller = {**result, "rows": rows * 2}
     save_plot(taller, tmp_path / "taller.png")
-    assert Image.open(tmp_path / "taller.png").height > picture.height > 0
+    assert Image.open(tmp_path / "taller.png").height > image.height > 0
 
 
 def test_the_law_of_a_strategy() -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from argen.checkpoint import load_strict, read_weights, replacing
 from argen.errors import CheckpointError
+from argen.runtime.checkpoint import load_strict, read_weights
+from argen.runtime.files import replacing
 
 
 class Surprise:

@@ -12,12 +12,12 @@ import yaml
 from omegaconf import OmegaConf
 
 from argen.build import META, build
-from argen.configs import for_codes
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
 from argen.errors import CheckpointError, IncompatibleError
 from argen.layers.noise import SeededNoise
+from argen.runtime.presets import for_codes
 from argen.spec import CodeSpec, Segment
 
 ROOT = Path(__file__).parents[1]

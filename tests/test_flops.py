@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from argen.build import build
-from argen.configs import for_codes, preset
-from argen.flops import count_flops, peak_flops
-from argen.layers.packed import pack_weights
+from argen.layers.cpu.packed import pack_weights
+from argen.runtime.flops import count_flops, peak_flops
+from argen.runtime.presets import for_codes, preset
 from argen.spec import CodeSpec, Segment
 
 
@@ -44,7 +44,7 @@ def test_a_generator_agrees_with_six_n_d() -> None:
     products = [m for m in model.modules() if isinstance(m, nn.Linear)]
     weights = sum(m.weight.numel() for m in products)
     attention = 7 * 2 * 2 * len(model.blocks) * 16 * 16 * model.blocks[0].attention.out.in_features
-    # The condition takes the place of the last code: 16 vectors a picture.
+    # The condition takes the place of the last code: 16 vectors an image.
     assert found == 6 * weights * 2 * 16 + attention
 
 

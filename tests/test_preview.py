@@ -3,11 +3,11 @@ import torch
 from PIL import Image
 
 from argen.build import build
-from argen.configs import for_codes, preset
 from argen.decoding.default import default_decoder
-from argen.grid import to_pil
+from argen.images.grid import to_pil
 from argen.pipeline import Pipeline
-from argen.preview import Preview, fill, save_animation
+from argen.pipeline.preview import Preview, fill, save_animation
+from argen.runtime.presets import for_codes, preset
 from argen.spec import CodeSpec, Segment
 
 
@@ -30,7 +30,7 @@ def pipeline(tokenizer, generator):
         ("tiny_one_d_piece", "tiny_gpt"),
     ],
 )
-def test_last_frame_is_the_picture(tokenizer, generator):
+def test_last_frame_is_the_image(tokenizer, generator):
     pipe = pipeline(tokenizer, generator)
     preview = Preview(pipe.tokenizer)
     drawn = pipe([0, 2], n=1, seed=5, observer=preview)

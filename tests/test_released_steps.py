@@ -14,12 +14,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from bench.models import PUBLISHED, Published, generator
 from bench.released.step import released_network
 
-from argen.checkpoint import load_strict
 from argen.errors import UserError
 from argen.generators.conditioning import ClassConditioner
-from argen.generators.maskgit import ORDER, SHARE
-from argen.interop import llamagen, mar, maskgit, nar, rar, var, xar
+from argen.generators.maskgit.maskgit import ORDER, SHARE
+from argen.interop import mar, maskgit, nar, rar, var, xar
+from argen.interop.llamagen import llamagen
 from argen.layers.noise import SeededNoise
+from argen.runtime.checkpoint import load_strict
 
 CPU = torch.device("cpu")
 

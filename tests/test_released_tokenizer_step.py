@@ -16,10 +16,10 @@ from bench.released.vq_step import ReleasedStep
 from bench.tokenizer_step import TokenizerStep, tokenizer_task
 from bench.train import groups
 
-from argen.checkpoint import load_strict
 from argen.errors import UserError
-from argen.interop import llamagen
-from argen.interop.llamagen_objective import discriminator_weights
+from argen.interop.llamagen import llamagen
+from argen.interop.llamagen.llamagen_objective import discriminator_weights
+from argen.runtime.checkpoint import load_strict
 from argen.training.recompute import recompute_activations
 from argen.training.tokenizer_task import TokenizerTask
 

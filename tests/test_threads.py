@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import argen.threads
+import argen.runtime.threads
 
 FILES = [
     ({"cpu.max": "100000 100000\n"}, "1"),
@@ -29,28 +29,28 @@ def test_threads_by_quota(
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(argen.threads, "CGROUP", tmp_path)
-    monkeypatch.setattr(argen.threads, "_own_cores", lambda: 64)
+    monkeypatch.setattr(argen.runtime.threads, "CGROUP", tmp_path)
+    monkeypatch.setattr(argen.runtime.threads, "_own_cores", lambda: 64)
     # Set first, so that what is tested is taken back too.
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    argen.threads.fit_threads()
+    argen.runtime.threads.fit_threads()
     assert os.environ["OMP_NUM_THREADS"] == "5"
     monkeypatch.delenv("OMP_NUM_THREADS")
-    argen.threads.fit_threads()
+    argen.runtime.threads.fit_threads()
     assert os.environ.get("OMP_NUM_THREADS") == threads
 
 
 def test_a_command_is_kept_to_its_quota(tmp_path: Path) -> None:
     (tmp_path / "cpu.max").write_text("100000 100000\n")
     code = (
-        "import sys, pathlib, argen.threads, argen.app\n"
-        f"argen.threads.CGROUP = pathlib.Path({str(tmp_path)!r})\n"
-        "argen.threads._own_cores = lambda: 2\n"
+        "import sys, pathlib, argen.runtime.threads, argen.runtime.command\n"
+        f"argen.runtime.threads.CGROUP = pathlib.Path({str(tmp_path)!r})\n"
+        "argen.runtime.threads._own_cores = lambda: 2\n"
         "def main(config):\n"
         "    import torch\n"
         "    print('threads', torch.get_num_threads())\n"
         "sys.argv = ['argen.sample']\n"
-        "argen.app.run(main, 'sample')\n"
+        "argen.runtime.command.run(main, 'sample')\n"
     )
     free = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     done = subprocess.run(

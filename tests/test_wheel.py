@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import argen
-from argen.configs import preset_names
+from argen.runtime.presets import preset_names
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,7 +50,8 @@ def test_installed_configs_are_found(wheel, tmp_path):
     subprocess.run([*install, "--target", str(target), str(wheel)], check=True, cwd=tmp_path)
     code = (
         f"import sys; sys.path.insert(0, {str(target)!r}); "
-        "import argen.configs as c; print(c.config_dir()); print(*c.preset_names('tokenizer'))"
+        "import argen.runtime.presets as c; print(c.config_dir());"
+        "print(*c.preset_names('tokenizer'))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path

@@ -1,4 +1,4 @@
-"""One CNN, nine ways of quantising; the discrete ones have the same number of bits a picture.
+"""One CNN, nine ways of quantising; the discrete ones have the same number of bits an image.
 
     python tools/ablate_quantizers.py                       train what is missing, seed 0
     python tools/ablate_quantizers.py seed=1 only=[vq,fsq]  some of them, another seed
@@ -24,13 +24,13 @@ import torch
 from omegaconf import OmegaConf
 
 from argen.build import build
-from argen.checkpoint import write_json
-from argen.configs import preset
 from argen.data.emoji import emoji
 from argen.data.images import ImageSource
 from argen.evaluation.metrics import unigram_entropy_bits
-from argen.evaluation.report import provenance
-from argen.run_numbers import heldout_psnr
+from argen.recipes.run_metrics import heldout_psnr
+from argen.runtime.files import write_json
+from argen.runtime.presets import preset
+from argen.runtime.provenance import provenance
 from argen.tokenizers.base import Tokenizer
 from argen.tokenizers.schedules import apply_step
 from argen.training.fit import FitSettings, fit
@@ -77,7 +77,7 @@ class Settings:
     work: str = "outputs/quantizers"  # checkpoints
     batch_size: int = 16
     lr: float = 3e-3
-    # So that the rate of `kl`, in bits a picture, comes near the others' 768.
+    # So that the rate of `kl`, in bits an image, comes near the others' 768.
     kl_weight: float = 2.5e-4
     time: bool = False
     rounds: int = 15  # of timing
@@ -122,11 +122,11 @@ def task(name: str, settings: Settings) -> TokenizerTask:
 
 @torch.inference_mode()
 def numbers(model: Tokenizer, source: ImageSource) -> dict[str, Any]:
-    """Return how a trained tokenizer does on held-out pictures, and how its codes are used.
+    """Return how a trained tokenizer does on held-out images, and how its codes are used.
 
-    Codes are counted over the training pictures, the ids of a position taken together: 4,096
+    Codes are counted over the training images, the ids of a position taken together: 4,096
     possible codes for each of the discrete ones. The rate of a continuous one is its divergence
-    from the normal prior, which bits-back coding could reach, on held-out pictures.
+    from the normal prior, which bits-back coding could reach, on held-out images.
     """
     _, result = heldout_psnr(model, source, torch.device("cpu"))
     if model.spec.kind == "continuous":
@@ -176,7 +176,7 @@ def train(name: str, settings: Settings, source: ImageSource) -> None:
         "seed": settings.seed,
         "steps": settings.steps,
         "batch_size": settings.batch_size,
-        "pictures": f"emoji, {SIDE}x{SIDE}",
+        "images": f"emoji, {SIDE}x{SIDE}",
         "config": module.tokenizer.config,
         "kl_weight": settings.kl_weight if name == "kl" else None,
         **provenance(),

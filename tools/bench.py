@@ -34,8 +34,8 @@ def measure_subject(subject: str, settings: Mapping[str, Any]) -> dict[str, Any]
     from bench.machine import bound, ceilings, machine
     from bench.profile import profile_of
 
-    from argen.device import pick_device
-    from argen.evaluation.report import provenance
+    from argen.runtime.device import pick_device
+    from argen.runtime.provenance import provenance
 
     if settings["threads"]:
         torch.set_num_threads(settings["threads"])
@@ -63,8 +63,8 @@ def measure_subject(subject: str, settings: Mapping[str, Any]) -> dict[str, Any]
 
 def main() -> None:
     """Compose the subject's settings with the command line and measure."""
-    from argen.app import run, show
     from argen.errors import UserError, suggest
+    from argen.runtime.command import run, show
 
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name not in subjects():
@@ -78,8 +78,8 @@ def main() -> None:
         from bench.plot import save_plot
         from bench.table import about, markdown, profiles
 
-        from argen.checkpoint import write_json
-        from argen.train import plain
+        from argen.runtime.command import plain
+        from argen.runtime.files import write_json
 
         settings = plain(config)
         before = None

@@ -1,4 +1,4 @@
-"""Every family of generators, small, trained for the same time on the same pictures, and scored.
+"""Every family of generators, small, trained for the same time on the same images, and scored.
 
     python tools/compare_generators.py                     train and score what is missing
     python tools/compare_generators.py only=[gpt,var]      some of them
@@ -28,10 +28,10 @@ from hydra import initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from argen.checkpoint import read_json, write_json
-from argen.configs import config_dir
 from argen.errors import UserError
 from argen.pipeline import load
+from argen.runtime.files import read_json, write_json
+from argen.runtime.presets import config_dir
 
 sys.path.insert(0, str(Path(__file__).parent))
 from compare.comparison import (

@@ -16,7 +16,7 @@ import urllib.error
 from pathlib import Path
 
 from argen.errors import UserError
-from argen.evaluation.assets import Asset, asset, asset_folder, assets
+from argen.pretrained.assets import Asset, asset, asset_folder, assets
 
 
 def main(words: list[str] | None = None) -> int:

@@ -1,9 +1,9 @@
-"""Write a folder of pictures as tar shards that `data=webdataset` reads.
+"""Write a folder of images as tar shards that `data=webdataset` reads.
 
-    python tools/make_shards.py pictures shards
-    python tools/make_shards.py pictures shards --items 5000 --holdout 0.02
+    python tools/make_shards.py images shards
+    python tools/make_shards.py images shards --items 5000 --holdout 0.02
 
-`pictures` holds one sub-directory a class (or `train` and `val` with them, see `data=folder`). The
+`images` holds one sub-directory a class (or `train` and `val` with them, see `data=folder`). The
 files go into the shards byte for byte, mixed over the classes, each with `.cls` (the number of its
 class), `.json` (number, name of the class, name of the file) and, where there are captions, `.txt`.
 `manifest.json` names the classes and gives counts and a sha256 a shard. A killed run goes on with
@@ -20,14 +20,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from argen.checkpoint import replacing, write_json
 from argen.data.draws import hash_seed
 from argen.data.folder import folder
-from argen.data.images import UNREADABLE, FileImages, check_bad_rate, read_picture
-from argen.data.shards import file_sha256, read_json
+from argen.data.images import FileImages, check_bad_rate
+from argen.data.shards import read_manifest
 from argen.data.tar_source import MANIFEST
 from argen.data.transforms import center_crop
 from argen.errors import UserError
+from argen.images.files import UNREADABLE, decode_image
+from argen.runtime.files import replacing, sha256_of, write_json
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -38,15 +39,15 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("pictures", type=Path, help="one sub-directory a class")
+    parser.add_argument("images", type=Path, help="one sub-directory a class")
     parser.add_argument("out", type=Path, help="gets train-00000.tar, ..., val-00000.tar, ...")
-    parser.add_argument("--items", type=int, default=1000, help="pictures in a shard (1000)")
+    parser.add_argument("--items", type=int, default=1000, help="images in a shard (1000)")
     parser.add_argument("--holdout", type=float, default=0.05, help="share for val (0.05)")
     parser.add_argument("--seed", type=int, default=0, help="names the split and the order")
     parser.add_argument("--captions", help="captions.csv, .txt, .json, or beside; see data=folder")
     parser.add_argument("--unconditional", action="store_true", help="one class, all")
     parser.add_argument(
-        "--max-bad-fraction", type=float, default=0.01, help="unreadable pictures allowed (0.01)"
+        "--max-bad-fraction", type=float, default=0.01, help="unreadable images allowed (0.01)"
     )
     options = parser.parse_args(words)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -59,7 +60,7 @@ def main(words: list[str] | None = None) -> int:
         return 2
     for split, count in manifest["items"].items():
         files = [shard for shard in manifest["shards"] if shard["file"].startswith(split)]
-        print(f"{split}: {count} pictures in {len(files)} shards")
+        print(f"{split}: {count} images in {len(files)} shards")
     print(f"left out as unreadable: {len(manifest['left_out'])}")
     print(f"read them with data=webdataset 'data.urls={options.out}/train-*.tar' "
           f"'data.val_urls={options.out}/val-*.tar'")  # fmt: skip
@@ -67,7 +68,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def make_shards(
-    pictures: Path,
+    images: Path,
     out: Path,
     *,
     items: int,
@@ -79,7 +80,7 @@ def make_shards(
 ) -> dict[str, Any]:
     """Write the shards that are missing, then the manifest, which is returned."""
     source = folder(
-        pictures, holdout=holdout, seed=seed, captions=captions, unconditional=unconditional,
+        images, holdout=holdout, seed=seed, captions=captions, unconditional=unconditional,
         cache=False,
     )  # fmt: skip
     plan = {
@@ -97,7 +98,7 @@ def make_shards(
         left_out += bad
         check_bad_rate(left_out, len(source.train) + len(source.val), max_bad_fraction)
         if not good:
-            raise UserError(f"No picture of {split} can be read.")
+            raise UserError(f"No image of {split} can be read.")
         order = sorted(good, key=lambda i: hash_seed("shards", seed, data.names[i]))
         counts[split] = {
             name: sum(int(data.labels[i]) == k for i in good) for k, name in enumerate(classes)
@@ -108,7 +109,7 @@ def make_shards(
             if not place.is_file():
                 _write(place, data, part, classes)
             shards.append(
-                {"file": place.name, "items": len(part), "sha256": file_sha256(place)}
+                {"file": place.name, "items": len(part), "sha256": sha256_of(place)}
             )  # fmt: skip
     manifest = {
         "format": FORMAT,
@@ -127,7 +128,7 @@ def _begin(out: Path, plan: dict[str, Any]) -> None:
     """Make the directory, and refuse one that holds shards of something else."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        found = read_json(out / "plan.json")
+        found = read_manifest(out / "plan.json")
         if found is None:
             if any(out.glob("*.tar")):
                 raise UserError(f"{out} holds tar files already: choose an empty directory.")
@@ -136,16 +137,16 @@ def _begin(out: Path, plan: dict[str, Any]) -> None:
         raise UserError(f"Shards cannot be written to {out}: {error.strerror}.") from error
     if found not in (None, plan):
         raise UserError(
-            f"{out} holds shards of other pictures or settings: delete it, or choose another."
+            f"{out} holds shards of other images or settings: delete it, or choose another."
         )
 
 
 def _readable(data: FileImages) -> tuple[list[int], list[str]]:
-    """Decode every picture once; returns the numbers of the good and the paths of the bad."""
+    """Decode every image once; returns the numbers of the good and the paths of the bad."""
     good, bad = [], []
     for index in range(len(data)):
         try:
-            read_picture(data.paths[index], (8, 8), center_crop)
+            decode_image(data.paths[index], (8, 8), center_crop)
         except UNREADABLE as error:
             log.warning("Left out %s: %s", data.paths[index], error)
             bad.append(data.paths[index])

@@ -14,7 +14,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from argen.checkpoint import replacing
+from argen.runtime.files import replacing
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "benchmarks" / "quantizers"

@@ -23,8 +23,8 @@ import torch
 
 from argen import interop
 from argen.build import META, build
-from argen.configs import config_dir, for_codes, preset, preset_names
 from argen.errors import IncompatibleError, UserError
+from argen.runtime.presets import config_dir, for_codes, preset, preset_names
 from argen.spec import CodeSpec
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -135,7 +135,7 @@ def meta_tokenizer(name: str) -> Any:
 
 
 def codes_of(spec: CodeSpec) -> tuple[str, str]:
-    """Return the number of codes of a picture and what each can be."""
+    """Return the number of codes of an image and what each can be."""
     shapes = [segment.shape for segment in spec.segments]
     if len(shapes) > 1:
         count = f"{spec.length} in {len(shapes)} scales"

@@ -1,1 +1,1 @@
-"""Pictures and codes on disk, and the order they are drawn in."""
+"""Images and codes on disk, and the order they are drawn in."""

@@ -1,4 +1,4 @@
-"""Captions of pictures in a folder: one file for all of them, or a text file beside each.
+"""Captions of images in a folder: one file for all of them, or a text file beside each.
 
     captions.txt     cat/1.jpg<TAB>a cat on a mat
     captions.csv     file,caption          (or file_name,text)
@@ -22,15 +22,15 @@ FILE_COLUMNS, CAPTION_COLUMNS = ("file", "file_name"), ("caption", "text")
 
 
 def captions_of(places: Sequence[str], root: Path, captions: str) -> list[str]:
-    """Return the caption of each picture.
+    """Return the caption of each image.
 
     Args:
-        places: paths of the pictures below `root`.
+        places: paths of the images below `root`.
         root: the data folder.
         captions: a file, by its place below `root` or anywhere else, or `beside`.
 
     Raises:
-        UserError: pictures without a caption, captions that fit several pictures, or a file that
+        UserError: images without a caption, captions that fit several images, or a file that
             is missing or damaged.
     """
     places = [PurePath(place).as_posix() for place in places]
@@ -44,7 +44,7 @@ def captions_of(places: Sequence[str], root: Path, captions: str) -> list[str]:
         name = PurePath(place).name
         if place not in table and name in table and bare[name] > 1:
             raise UserError(
-                f"{path} has a caption of {name}, which {bare[name]} pictures are called: name "
+                f"{path} has a caption of {name}, which {bare[name]} images are called: name "
                 f"them by their place below {root}, e.g. {place}."
             )
         found.append(table.get(place, table.get(name)))
@@ -57,13 +57,13 @@ def _complete(places: Sequence[str], found: Sequence[str | None], what: str) -> 
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise UserError(
-            f"{len(missing)} of {len(places)} pictures have no caption: {shown}. Give each {what}."
+            f"{len(missing)} of {len(places)} images have no caption: {shown}. Give each {what}."
         )
     return captions
 
 
-def _beside(picture: Path) -> str | None:
-    path = picture.with_suffix(".txt")
+def _beside(image: Path) -> str | None:
+    path = image.with_suffix(".txt")
     return _text(path) if path.is_file() else None
 
 
@@ -72,7 +72,7 @@ def _read(path: Path) -> dict[str, str]:
     if path.suffix.lower() not in readers:
         raise UserError(
             f"data.captions={path.name} must be a .txt, .csv or .json file, or `beside` for a .txt "
-            "beside each picture."
+            "beside each image."
         )
     if not path.is_file():
         raise UserError(f"There is no file of captions {path}: correct data.captions.")

@@ -20,15 +20,14 @@ from argen.data.shards import (
     Shard,
     extras_of,
     extras_to_plan,
-    file_sha256,
-    read_json,
+    read_manifest,
     save_array,
     shard_problem,
     shards_of,
     storage_dtype,
-    write_json,
 )
 from argen.errors import UserError
+from argen.runtime.files import sha256_of, write_json
 from argen.spec import CodeSpec, SpecError
 
 
@@ -44,13 +43,13 @@ class CodeWriter:
         tokenizer_fingerprint: names the tokenizer's weights.
         classes: class names, in the order of the labels.
         transform: how files became pixels, in words.
-        views: one name per stored version of each picture, e.g. `["centre", "flip"]`.
-        num_items: pictures in the data set.
-        shard_size: pictures in a shard.
+        views: one name per stored version of each image, e.g. `["centre", "flip"]`.
+        num_items: images in the data set.
+        shard_size: images in a shard.
         channels: what continuous codes hold: `codes`, or `mean_std` of their posterior.
         float_dtype: storage of continuous codes.
-        source: manifest of the pictures, kept beside the codes.
-        extras: arrays that each picture has besides its codes, by name.
+        source: manifest of the images, kept beside the codes.
+        extras: arrays that each image has besides its codes, by name.
         text: what made the text features among them, as plain values.
 
     Raises:
@@ -76,7 +75,7 @@ class CodeWriter:
     ) -> None:
         if num_items < 1 or shard_size < 1 or not views:
             raise UserError(
-                f"Code shards need pictures, views and a shard size, not num_items={num_items}, "
+                f"Code shards need images, views and a shard size, not num_items={num_items}, "
                 f"views={list(views)}, shard_size={shard_size}."
             )
         if channels == "mean_std" and spec.kind != "continuous":
@@ -103,7 +102,7 @@ class CodeWriter:
             self.plan["text"] = json.loads(json.dumps(text))
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            found = read_json(self.directory / "plan.json")
+            found = read_manifest(self.directory / "plan.json")
             if found is None:
                 write_json(self.directory / "plan.json", self.plan)
             else:
@@ -158,7 +157,7 @@ class CodeWriter:
             codes: (items, views, ...code shape), as `spec.check` accepts them view by view; with
                 `channels="mean_std"` float (items, views, L, 2C).
             labels: (items,), in [0, number of classes).
-            indices: (items,), which pictures these are.
+            indices: (items,), which images these are.
             extras: the declared extra arrays, (items, ...) each.
 
         Raises:
@@ -261,6 +260,6 @@ class CodeWriter:
 
     def _sha256(self, shard: Shard) -> dict[str, str]:
         return {
-            what: file_sha256(self.directory / f"{what}-{shard.number:05d}.npy")
+            what: sha256_of(self.directory / f"{what}-{shard.number:05d}.npy")
             for what in ("codes", "labels", "indices", *extras_of(self.plan))
         }

@@ -19,12 +19,12 @@ from argen.data.shards import (
     FORMAT,
     Shard,
     extras_of,
-    file_sha256,
-    read_json,
+    read_manifest,
     shard_problem,
     shards_of,
 )
 from argen.errors import UserError
+from argen.runtime.files import sha256_of
 from argen.spec import CodeSpec, SpecError, require_same_spec
 
 __all__ = ["CodeDataset", "CodeWriter"]
@@ -50,7 +50,7 @@ class CodeDataset(Dataset[dict[str, Tensor]]):
         spec: the code language.
         classes: class names.
         labels: int64 (N,).
-        indices: int64 (N,), which picture of the data set each item is.
+        indices: int64 (N,), which image of the data set each item is.
         views: names of the stored views.
         tokenizer: fingerprint of the tokenizer that made the codes.
         extras: shape and type of the extra arrays by name.
@@ -88,7 +88,7 @@ class CodeDataset(Dataset[dict[str, Tensor]]):
         if verify:
             for shard in shards:
                 for what, expected in self.manifest["shards"][shard.number]["sha256"].items():
-                    if file_sha256(self._path(what, shard.number)) != expected:
+                    if sha256_of(self._path(what, shard.number)) != expected:
                         self._refuse(shard, f"its {what} changed since they were written")
         self.labels = self._joined("labels", shards)
         self.indices = self._joined("indices", shards)
@@ -180,7 +180,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
             f"There are no codes in {directory}: make them with `argen tokenize model=TOKENIZER "
             f"data=... out=...`."
         )
-    manifest = read_json(directory / "manifest.json")
+    manifest = read_manifest(directory / "manifest.json")
     if manifest is None:
         begun = len(list(directory.glob("codes-*.npy")))
         raise UserError(

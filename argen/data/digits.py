@@ -1,4 +1,4 @@
-"""Handwritten digits, 8x8: 1,797 pictures that come with scikit-learn, for tests and first steps.
+"""Handwritten digits, 8x8: 1,797 images that come with scikit-learn, for tests and first steps.
 
 E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI repository, CC-BY 4.0.
 """
@@ -13,8 +13,10 @@ from PIL import Image
 
 from argen.data.draws import hash_seed
 from argen.data.images import ImageSource, MemoryImages
-from argen.data.transforms import Augment, as_size, resize, to_tensor
+from argen.data.transforms import Augment, resize
 from argen.errors import UserError
+from argen.images.files import to_tensor
+from argen.images.pixels import as_size
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -22,13 +24,13 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 def digits(
     image_size: int | Sequence[int] = 8, holdout: float = 0.1, seed: int = 0, shift: int = 0
 ) -> ImageSource:
-    """Return scikit-learn's digits as three-channel pictures, white on black.
+    """Return scikit-learn's digits as three-channel images, white on black.
 
     Args:
         image_size: side in pixels, or [height, width]; the originals are 8x8.
         holdout: share of each class that is held out, in (0, 1).
         seed: names the split.
-        shift: training pictures move by up to this many pixels.
+        shift: training images move by up to this many pixels.
 
     Raises:
         UserError: scikit-learn is not installed, impossible size or share.

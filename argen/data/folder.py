@@ -1,8 +1,8 @@
-"""A user's own pictures: one sub-directory a class.
+"""A user's own images: one sub-directory a class.
 
-    pictures/cat/001.jpg   pictures/cat/more/002.png   pictures/dog/003.webp
+    images/cat/001.jpg   images/cat/more/002.png   images/dog/003.webp
 
-or, with a split of the user's own, `pictures/train/cat/...` and `pictures/val/cat/...`.
+or, with a split of the user's own, `images/train/cat/...` and `images/val/cat/...`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,12 @@ import torch
 
 from argen.data.captions import captions_of
 from argen.data.draws import hash_seed
-from argen.data.folder_scan import ARRANGE, Picture, directories, scan
-from argen.data.images import (
-    UNREADABLE,
-    FileImages,
-    ImageDataset,
-    ImageSource,
-    MemoryImages,
-    check_bad_rate,
-    read_picture,
-)
-from argen.data.transforms import Augment, Size, as_size, center_crop
+from argen.data.folder_scan import ARRANGE, ImageFile, directories, scan
+from argen.data.images import FileImages, ImageDataset, ImageSource, MemoryImages, check_bad_rate
+from argen.data.transforms import Augment, center_crop
 from argen.errors import UserError
+from argen.images.files import UNREADABLE, decode_image
+from argen.images.pixels import Size, as_size
 
 log = logging.getLogger(__name__)
 
@@ -50,30 +44,30 @@ def folder(
     unconditional: bool = False,
     captions: str | None = None,
 ) -> ImageSource:
-    """Return the pictures below a directory as a labelled data set.
+    """Return the images below a directory as a labelled data set.
 
-    Classes are the sub-directories that hold pictures, at any depth, sorted by name. With
+    Classes are the sub-directories that hold images, at any depth, sorted by name. With
     sub-directories `train` and `val` (each with class folders) those are the two sides; otherwise
-    `holdout` of each class is held out. Pictures are scaled and centre-cropped. Unreadable files
+    `holdout` of each class is held out. Images are scaled and centre-cropped. Unreadable files
     are named in a warning and skipped.
 
     Args:
         path: the directory.
         image_size: side in pixels, or [height, width].
-        holdout: share of each class that is held out, in (0, 1); at least one picture of a class.
+        holdout: share of each class that is held out, in (0, 1); at least one image of a class.
         seed: names the split.
-        shift: training pictures move by up to this many pixels.
-        flip: training pictures are mirrored half of the time.
+        shift: training images move by up to this many pixels.
+        flip: training images are mirrored half of the time.
         max_bad_fraction: more unreadable files than this share of all (and than one) is an error.
-        cache: decode all pictures at the start and keep them in memory; `auto` does so for small
+        cache: decode all images at the start and keep them in memory; `auto` does so for small
             sets. Otherwise each is decoded when it is drawn.
-        unconditional: make one class, `all`, of every picture below `path`.
+        unconditional: make one class, `all`, of every image below `path`.
         captions: a file of captions, by its place below `path`, or `beside` for a `.txt` beside
-            each picture; see `argen.data.captions`.
+            each image; see `argen.data.captions`.
 
     Raises:
-        UserError: folder missing, empty or without pictures, one class only, too many unreadable
-            files, impossible numbers, pictures without captions where these are asked for.
+        UserError: folder missing, empty or without images, one class only, too many unreadable
+            files, impossible numbers, images without captions where these are asked for.
     """
     size = as_size(image_size)
     if not 0 <= max_bad_fraction < 1:
@@ -87,27 +81,27 @@ def folder(
         classes, train = scan(sides["train"], unconditional)
         _, val = scan(sides["val"], unconditional, classes)
     else:
-        classes, pictures = scan(root, unconditional)
-        train, val = _split(pictures, classes, holdout, seed, root)
+        classes, images = scan(root, unconditional)
+        train, val = _split(images, classes, holdout, seed, root)
 
     everything = train + val
     if cache == "auto":
         pixel_bytes = 3 * size[0] * size[1] * len(everything)
-        file_bytes = sum(picture.bytes for picture in everything)
+        file_bytes = sum(image.bytes for image in everything)
         cache = pixel_bytes <= CACHE_PIXEL_BYTES and file_bytes <= CACHE_FILE_BYTES
     augment = Augment(shift=shift, flip=flip)
     bad: list[str] = []
 
-    def side(pictures: list[Picture], augment: Augment | None) -> ImageDataset:
+    def side(images: list[ImageFile], augment: Augment | None) -> ImageDataset:
         if cache:
-            return _decoded(pictures, size, augment, bad)
+            return _decoded(images, size, augment, bad)
         return FileImages(
-            [picture.path for picture in pictures],
-            torch.tensor([picture.label for picture in pictures]),
-            [picture.name for picture in pictures],
+            [image.path for image in images],
+            torch.tensor([image.label for image in images]),
+            [image.name for image in images],
             size,
             center_crop,
-            [picture.bytes for picture in pictures],
+            [image.bytes for image in images],
             augment,
             max_bad_fraction,
         )
@@ -123,10 +117,10 @@ def folder(
     )
     check_bad_rate(bad, len(everything), max_bad_fraction)
     if bad:
-        log.warning("%d of %d pictures were unreadable and left out.", len(bad), len(everything))
+        log.warning("%d of %d images were unreadable and left out.", len(bad), len(everything))
     for name, data in (("training", source.train), ("held-out", source.val)):
         if len(data) == 0:
-            raise UserError(f"No {name} picture in {root} can be read: replace the damaged files.")
+            raise UserError(f"No {name} image in {root} can be read: replace the damaged files.")
     if captions is not None:
         found = captions_of(
             [f"train/{name}" if own_split else name for name in source.train.names]
@@ -150,7 +144,7 @@ def _checked_root(path: str | os.PathLike[str] | None) -> Path:
             f"data.path."
         )
     if not root.is_dir():
-        raise UserError(f"data.path={root} is a file: give the folder that holds the pictures.")
+        raise UserError(f"data.path={root} is a file: give the folder that holds the images.")
     root = root.resolve()
     try:
         empty = next(os.scandir(root), None) is None
@@ -162,12 +156,12 @@ def _checked_root(path: str | os.PathLike[str] | None) -> Path:
 
 
 def _split(
-    files: list[Picture], classes: tuple[str, ...], holdout: float, seed: int, root: Path
-) -> tuple[list[Picture], list[Picture]]:
+    files: list[ImageFile], classes: tuple[str, ...], holdout: float, seed: int, root: Path
+) -> tuple[list[ImageFile], list[ImageFile]]:
     """Hold out the same share of each class, chosen by the hash of each name."""
     if not 0 < holdout < 1:
         raise UserError(f"holdout={holdout} must lie between 0 and 1, e.g. 0.05 for a twentieth.")
-    groups: list[list[Picture]] = [[] for _ in classes]
+    groups: list[list[ImageFile]] = [[] for _ in classes]
     for file in files:
         groups[file.label].append(file)
     held: set[str] = set()
@@ -176,7 +170,7 @@ def _split(
         count = min(max(1, round(holdout * len(group))), len(group) - 1)
         held.update(file.name for file in ranked[:count])
     if not held:
-        raise UserError(f"No class of {root} has two pictures, so none can be held out: add more.")
+        raise UserError(f"No class of {root} has two images, so none can be held out: add more.")
     return (
         [file for file in files if file.name not in held],
         [file for file in files if file.name in held],
@@ -184,14 +178,14 @@ def _split(
 
 
 def _decoded(
-    files: list[Picture], size: Size, augment: Augment | None, bad: list[str]
+    files: list[ImageFile], size: Size, augment: Augment | None, bad: list[str]
 ) -> MemoryImages:
-    """Decode all pictures, naming and leaving out the unreadable; these are added to `bad`."""
+    """Decode all images, naming and leaving out the unreadable; these are added to `bad`."""
     images = torch.empty(len(files), 3, *size, dtype=torch.uint8)
 
     def decode(i: int) -> str:
         try:
-            images[i] = read_picture(files[i].path, size, center_crop)
+            images[i] = decode_image(files[i].path, size, center_crop)
         except UNREADABLE as error:
             return str(error) or type(error).__name__
         return ""
@@ -200,7 +194,7 @@ def _decoded(
         problems = list(pool.map(decode, range(len(files))))
     for file, problem in zip(files, problems):
         if problem:
-            log.warning("Skipped an unreadable picture: %s (%s)", file.path, problem)
+            log.warning("Skipped an unreadable image: %s (%s)", file.path, problem)
             bad.append(file.path)
     good = [i for i, problem in enumerate(problems) if not problem]
     if len(good) < len(files):

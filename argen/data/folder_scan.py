@@ -1,4 +1,4 @@
-"""The pictures below a directory: which files, in which classes."""
+"""The images below a directory: which files, in which classes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ARRANGE = "Arrange them as FOLDER/cat/1.jpg, FOLDER/dog/2.jpg: one sub-directory
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageFile:
     """A file found on disk: its path, its path below the data folder, its class, its bytes."""
 
     path: str
@@ -37,38 +37,38 @@ def visible(name: str) -> bool:
 
 def scan(
     root: Path, unconditional: bool, expected: tuple[str, ...] | None = None
-) -> tuple[tuple[str, ...], list[Picture]]:
-    """Find the classes and pictures below `root`; `expected` gives the classes of the other side.
+) -> tuple[tuple[str, ...], list[ImageFile]]:
+    """Find the classes and images below `root`; `expected` gives the classes of the other side.
 
     Raises:
-        UserError: unless there are two classes with pictures, or `unconditional` and any picture.
+        UserError: unless there are two classes with images, or `unconditional` and any image.
     """
-    loose = pictures_below(root, root, nested=False)
+    loose = images_below(root, root, nested=False)
     groups = [("all", loose)] if unconditional else []
     for directory in directories(root):
-        found = pictures_below(directory, root)
+        found = images_below(directory, root)
         if unconditional:
             loose.extend(found)
         elif found:
             groups.append((directory.name, found))
         else:
-            log.warning("Left out the folder %s: it holds no pictures.", directory)
+            log.warning("Left out the folder %s: it holds no images.", directory)
     classes = tuple(name for name, found in groups if found)
     kinds = ", ".join(extension[1:] for extension in EXTENSIONS)
     if not classes and not loose:
-        raise UserError(f"There are no pictures ({kinds}) in {root}. {ARRANGE}.")
+        raise UserError(f"There are no images ({kinds}) in {root}. {ARRANGE}.")
     if not classes:
         raise UserError(
-            f"The {len(loose)} pictures of {root} lie in no class folder. {ARRANGE}; or set "
+            f"The {len(loose)} images of {root} lie in no class folder. {ARRANGE}; or set "
             f"data.unconditional=true to learn them as one class."
         )
     if unconditional:
-        return classes, [Picture(path, name, 0, n) for path, name, n in loose]
+        return classes, [ImageFile(path, name, 0, n) for path, name, n in loose]
     if loose:
-        log.warning("Left out %d pictures directly in %s: in no class.", len(loose), root)
+        log.warning("Left out %d images directly in %s: in no class.", len(loose), root)
     if expected is None and len(classes) == 1:
         raise UserError(
-            f"Only one class, {classes[0]!r}, has pictures in {root}: add another class folder, "
+            f"Only one class, {classes[0]!r}, has images in {root}: add another class folder, "
             f"give the folder that holds the class folders, or set data.unconditional=true."
         )
     unknown = sorted(set(classes) - set(expected or classes))
@@ -79,14 +79,14 @@ def scan(
         )
     order = expected or classes
     return order, [
-        Picture(path, name, order.index(group), n)
+        ImageFile(path, name, order.index(group), n)
         for group, found in groups
         for path, name, n in found
     ]
 
 
-def pictures_below(top: Path, root: Path, nested: bool = True) -> list[tuple[str, str, int]]:
-    """Return (path, path below root, bytes) of the pictures below `top`, sorted."""
+def images_below(top: Path, root: Path, nested: bool = True) -> list[tuple[str, str, int]]:
+    """Return (path, path below root, bytes) of the images below `top`, sorted."""
     found, seen = [], set()
     pending = [str(top)]
     while pending:

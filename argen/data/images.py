@@ -1,51 +1,40 @@
-"""Labelled pictures: in memory or read from files, and the pair of training and held-out sets."""
+"""Labelled images: in memory or read from files, and the pair of training and held-out sets."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from argen.data.draws import Draw, as_draw
-from argen.data.transforms import Augment, Size, to_float, to_rgb, to_tensor
+from argen.data.transforms import Augment
 from argen.errors import UserError
+from argen.images.files import UNREADABLE, Transform, decode_image
+from argen.images.pixels import Size, to_float
 
 if TYPE_CHECKING:
     from argen.data.tar_stream import TarStream
 
 log = logging.getLogger(__name__)
 
-Transform = Callable[[Image.Image, Size], Image.Image]
-
-# What Pillow raises on damaged files: SyntaxError for broken PNG chunks is not a typo.
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-
-
-def read_picture(path: str | Path | IO[bytes], size: Size, transform: Transform) -> Tensor:
-    """Decode a file to uint8 pixels (3, H, W); raises one of `UNREADABLE` when it is damaged."""
-    with Image.open(path) as image:
-        return to_tensor(transform(to_rgb(image), size))
-
 
 class ImageDataset(Dataset[dict[str, Tensor]], ABC):
-    """Labelled pictures of one size, drawn with or without augmentation.
+    """Labelled images of one size, drawn with or without augmentation.
 
     Items are `{"image": float32 (3, H, W) in [-1, 1], "label": int64, "index": int64}`; `index` is
-    the picture that was shown. Ask with a `Draw`, or with a plain index for the bare picture.
+    the image that was shown. Ask with a `Draw`, or with a plain index for the bare image.
 
     Attributes:
-        labels: class of each picture, int64 (N,).
-        names: file or picture names, N of them.
-        captions: what each picture shows, in words, N of them; None where nobody said.
+        labels: class of each image, int64 (N,).
+        names: file or image names, N of them.
+        captions: what each image shows, in words, N of them; None where nobody said.
         size: (H, W).
         augment: what a `Draw` with a seed does to the pixels; None for nothing.
     """
@@ -67,7 +56,7 @@ class ImageDataset(Dataset[dict[str, Tensor]], ABC):
     def __getitem__(self, item: Draw | int) -> dict[str, Tensor]:
         draw = as_draw(item)
         if not 0 <= draw.index < len(self):
-            raise IndexError(f"picture {draw.index} of {len(self)}")
+            raise IndexError(f"image {draw.index} of {len(self)}")
         index, pixels = self.load(draw.index)
         if draw.seed is not None and self.augment is not None:
             pixels = self.augment(pixels, draw.seed)
@@ -78,12 +67,12 @@ class ImageDataset(Dataset[dict[str, Tensor]], ABC):
         }
 
     def pixels(self, index: int) -> Tensor:
-        """Return the bare picture, uint8 (3, H, W)."""
+        """Return the bare image, uint8 (3, H, W)."""
         return self.load(index)[1]
 
     @abstractmethod
     def load(self, index: int) -> tuple[int, Tensor]:
-        """Return the index and uint8 pixels of picture `index`, or of its stand-in."""
+        """Return the index and uint8 pixels of image `index`, or of its stand-in."""
 
     @abstractmethod
     def digest(self) -> str:
@@ -91,7 +80,7 @@ class ImageDataset(Dataset[dict[str, Tensor]], ABC):
 
 
 class MemoryImages(ImageDataset):
-    """Pictures held in memory as uint8 (N, 3, H, W)."""
+    """Images held in memory as uint8 (N, 3, H, W)."""
 
     def __init__(
         self,
@@ -117,17 +106,17 @@ class MemoryImages(ImageDataset):
 
 
 class FileImages(ImageDataset):
-    """Pictures decoded from files when they are asked for.
+    """Images decoded from files when they are asked for.
 
-    A file that cannot be read is named once in a warning and replaced by the next readable picture
+    A file that cannot be read is named once in a warning and replaced by the next readable image
     of its class. Which files failed is shared between the loader's worker processes.
 
     Args:
         paths: the files.
         labels: class of each file, int64 (N,).
         names: what to call them.
-        size: (H, W) of the pictures after `transform`.
-        transform: brings an RGB picture to (H, W).
+        size: (H, W) of the images after `transform`.
+        transform: brings an RGB image to (H, W).
         sizes: bytes of each file, for the fingerprint.
         augment: see `ImageDataset`.
         max_bad_fraction: more unreadable files than this share of all stop the run.
@@ -157,11 +146,11 @@ class FileImages(ImageDataset):
         return int(self._bad.sum())
 
     def read(self, index: int) -> Tensor:
-        """Return the uint8 pixels of one picture; raises one of `UNREADABLE` when damaged."""
-        return read_picture(self.paths[index], self.size, self.transform)
+        """Return the uint8 pixels of one image; raises one of `UNREADABLE` when damaged."""
+        return decode_image(self.paths[index], self.size, self.transform)
 
     def load(self, index: int) -> tuple[int, Tensor]:
-        """Return the picture's index and pixels, or the next readable picture's of its class."""
+        """Return the image's index and pixels, or the next readable image's of its class."""
         same_class: Tensor | None = None
         candidate, step = index, 0
         while True:
@@ -176,14 +165,13 @@ class FileImages(ImageDataset):
             step += 1
             if step == len(same_class):
                 raise UserError(
-                    f"No picture of the class of {self.names[index]} can be read: replace its "
-                    f"files."
+                    f"No image of the class of {self.names[index]} can be read: replace its files."
                 )
             candidate = int(same_class[(start + step) % len(same_class)])
 
     def _note_bad(self, index: int, error: BaseException) -> None:
         self._bad[index] = 1
-        log.warning("Skipped an unreadable picture: %s (%s)", self.paths[index], error)
+        log.warning("Skipped an unreadable image: %s (%s)", self.paths[index], error)
         bad = self._bad.nonzero()[:, 0].tolist()
         check_bad_rate([self.paths[i] for i in bad], len(self), self.max_bad_fraction)
 
@@ -202,7 +190,7 @@ def check_bad_rate(bad: Sequence[str], total: int, max_bad_fraction: float) -> N
     if len(bad) > max(max_bad_fraction * total, 1 if max_bad_fraction else 0):
         shown = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
         raise UserError(
-            f"{len(bad)} of {total} pictures cannot be read, more than max_bad_fraction="
+            f"{len(bad)} of {total} images cannot be read, more than max_bad_fraction="
             f"{max_bad_fraction:g} allows: {shown}. Replace or remove them, or raise the limit."
         )
 
@@ -222,10 +210,10 @@ class ImageSource:
         name: short name, for logs and manifests.
         classes: class names, in the order of the labels.
         image_size: (H, W).
-        train: pictures to learn from.
-        val: held-out pictures.
-        stream: the training pictures as an endless stream, for sets too large to be drawn from.
-        licence: under which terms the pictures come, as far as known.
+        train: images to learn from.
+        val: held-out images.
+        stream: the training images as an endless stream, for sets too large to be drawn from.
+        licence: under which terms the images come, as far as known.
         notes: where they come from and how they were chosen.
         transform: how a file becomes pixels, in words.
     """
@@ -242,7 +230,7 @@ class ImageSource:
     _manifest: dict[str, Any] | None = field(default=None, repr=False, compare=False)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Return the number of pictures of each class on each side."""
+        """Return the number of images of each class on each side."""
         sides = {"train": self.train, "val": self.val}
         tallies = {
             side: torch.bincount(data.labels, minlength=len(self.classes)).tolist()
@@ -251,9 +239,9 @@ class ImageSource:
         return {side: dict(zip(self.classes, tally)) for side, tally in tallies.items()}
 
     def manifest(self) -> dict[str, Any]:
-        """Return what identifies these pictures, as plain values for JSON.
+        """Return what identifies these images, as plain values for JSON.
 
-        `fingerprint` is a sha256 over names, labels and pixels (file sizes where the pictures are
+        `fingerprint` is a sha256 over names, labels and pixels (file sizes where the images are
         read from files) of both sides.
         """
         if self._manifest is None:

@@ -5,8 +5,8 @@ A directory holds one side of a data set (`codes/train`, `codes/val`):
     plan.json            what is being made: code language, tokenizer, classes, views, sizes
     codes-00000.npy      (items, views, ...code shape without B), smallest type that holds it
     labels-00000.npy     int64 (items,)
-    indices-00000.npy    int64 (items,): which picture of the data set
-    NAME-00000.npy       (items, ...): more about each picture, e.g. features of its caption
+    indices-00000.npy    int64 (items,): which image of the data set
+    NAME-00000.npy       (items, ...): more about each image, e.g. features of its caption
     manifest.json        the plan, and a sha256 of each file, once all of it is there
 
 Binary codes are packed eight to a byte. Continuous ones are floats; with `channels="mean_std"`
@@ -15,7 +15,6 @@ each position holds C means and C standard deviations, and reading draws from th
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -38,10 +37,10 @@ EXTRA_DTYPES = ("bool", "uint8", "int32", "int64", "float16", "float32")
 
 
 class Extra(NamedTuple):
-    """An array that is stored for each picture beside its codes.
+    """An array that is stored for each image beside its codes.
 
     Attributes:
-        shape: of one picture's array, e.g. (77, 768) for token features; () for a number.
+        shape: of one image's array, e.g. (77, 768) for token features; () for a number.
         dtype: one of `EXTRA_DTYPES`.
     """
 
@@ -138,8 +137,8 @@ def shard_problem(directory: Path, plan: dict[str, Any], spec: CodeSpec, shard: 
     return ""
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Return a file's content, or None if there is no such file."""
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """Return what a plan or manifest says, or None if there is no such file."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -148,13 +147,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
         raise UserError(
             f"{path} is damaged ({error}): delete {path.parent} and tokenise again."
         ) from error
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file that other processes see whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
@@ -168,12 +160,3 @@ def save_array(path: Path, array: np.ndarray) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

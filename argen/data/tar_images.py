@@ -1,4 +1,4 @@
-"""The pictures of tar shards by number, for validation, tokenising and scores."""
+"""The images of tar shards by number, for validation, tokenising and scores."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argen.data.images import FileImages, check_bad_rate, read_picture
+from argen.data.images import FileImages, check_bad_rate
 from argen.data.tar_members import read_members
-from argen.data.transforms import Augment, Size, center_crop
+from argen.data.transforms import Augment, center_crop
+from argen.images.files import decode_image
+from argen.images.pixels import Size
 
 log = logging.getLogger(__name__)
 INDEXED = ("paths", "labels", "names", "captions", "sizes", "starts", "files", "shard_of", "_bad")
 
 
 class TarImages(FileImages):
-    """Pictures inside tar files, found by an index of their places that is made when first needed.
+    """Images inside tar files, found by an index of their places that is made when first needed.
 
     Args:
         shards: paths or addresses of the tar files.
         classes: class names, in the order of the labels.
-        size: (H, W) of the pictures.
+        size: (H, W) of the images.
         fetch: returns the local path of a shard.
-        unconditional: every picture is of the one class.
+        unconditional: every image is of the one class.
         augment: see `ImageDataset`.
-        max_bad_fraction: more unreadable pictures than this share of all stop the run.
+        max_bad_fraction: more unreadable images than this share of all stop the run.
     """
 
     starts: list[int]
@@ -70,7 +72,7 @@ class TarImages(FileImages):
             found += [(number, member) for member in members]
             problems += bad
         for problem in problems:
-            log.warning("Left out a picture: %s", problem)
+            log.warning("Left out an image: %s", problem)
         check_bad_rate(problems, len(found) + len(problems), self.max_bad_fraction)
         self.shard_of = [number for number, _ in found]
         self.starts = [member.start for _, member in found]
@@ -89,8 +91,8 @@ class TarImages(FileImages):
             self.captions = [str(caption) for caption in captions]
 
     def read(self, index: int) -> Tensor:
-        """Return the uint8 pixels (3, H, W) of one picture."""
+        """Return the uint8 pixels (3, H, W) of one image."""
         with self.files[self.shard_of[index]].open("rb") as file:
             file.seek(self.starts[index])
             data = file.read(self.sizes[index])
-        return read_picture(io.BytesIO(data), self.size, self.transform)
+        return decode_image(io.BytesIO(data), self.size, self.transform)

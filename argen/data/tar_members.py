@@ -1,4 +1,4 @@
-"""What a tar shard of pictures holds: one picture a key, with its class beside it.
+"""What a tar shard of images holds: one image a key, with its class beside it.
 
     000017.jpg   000017.cls   000018.png   000018.cls ...
 
@@ -17,13 +17,13 @@ from pathlib import Path
 from argen.data.folder_scan import EXTENSIONS
 from argen.errors import UserError, suggest
 
-PICTURES = tuple(extension[1:] for extension in EXTENSIONS)
+IMAGES = tuple(extension[1:] for extension in EXTENSIONS)
 BESIDE = ("cls", "json", "txt")
 
 
 @dataclass(frozen=True)
 class Member:
-    """A picture inside a tar file: its key, where its bytes lie, its class and caption."""
+    """An image inside a tar file: its key, where its bytes lie, its class and caption."""
 
     key: str
     start: int
@@ -39,13 +39,13 @@ def split_name(name: str) -> tuple[str, str]:
     return directory + slash + stem, extension.lower()
 
 
-def picture_in(found: Iterable[str]) -> str | None:
-    """Return the extension of the picture among the extensions of one key."""
-    return next((name for name in PICTURES if name in found), None)
+def image_in(found: Iterable[str]) -> str | None:
+    """Return the extension of the image among the extensions of one key."""
+    return next((name for name in IMAGES if name in found), None)
 
 
 def label_in(parts: Mapping[str, bytes], classes: Sequence[str], *, unconditional: bool) -> int:
-    """Return the class of one key from the bytes beside its picture.
+    """Return the class of one key from the bytes beside its image.
 
     Raises:
         ValueError: there is none, or it is none of the classes.
@@ -71,10 +71,10 @@ def label_in(parts: Mapping[str, bytes], classes: Sequence[str], *, unconditiona
 def read_members(
     path: Path, classes: Sequence[str], *, unconditional: bool = False
 ) -> tuple[list[Member], list[str]]:
-    """Read the directory of a tar file, its labels and nothing of its pictures.
+    """Read the directory of a tar file, its labels and nothing of its images.
 
     Returns:
-        the pictures, and a line for each that was left out.
+        the images, and a line for each that was left out.
 
     Raises:
         UserError: the file is not there, is no tar file, or is cut short.
@@ -103,7 +103,7 @@ def read_members(
                 if name != key:
                     close()
                     key, place, parts = name, None, {}
-                if extension in PICTURES and place is None:
+                if extension in IMAGES and place is None:
                     place = (entry.offset_data, entry.size)
                 elif extension in BESIDE:
                     file = archive.extractfile(entry)

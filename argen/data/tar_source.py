@@ -1,4 +1,4 @@
-"""Labelled pictures in tar shards, local or elsewhere, as `data=webdataset` names them."""
+"""Labelled images in tar shards, local or elsewhere, as `data=webdataset` names them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from argen.data.images import ImageSource
-from argen.data.shards import read_json
+from argen.data.shards import read_manifest
 from argen.data.tar_images import TarImages
 from argen.data.tar_stream import TarStream
-from argen.data.transforms import Augment, as_size
+from argen.data.transforms import Augment
 from argen.errors import UserError
+from argen.images.pixels import as_size
 
 MANIFEST = "manifest.json"
 
@@ -32,9 +33,9 @@ def webdataset(
     max_bad_fraction: float = 0.01,
     cache_dir: str | None = None,
 ) -> ImageSource:
-    """Return the pictures of tar shards as a labelled data set.
+    """Return the images of tar shards as a labelled data set.
 
-    Stage 1 trains on them as a stream (`TarStream`); whatever needs a picture by its number
+    Stage 1 trains on them as a stream (`TarStream`); whatever needs an image by its number
     (validation, tokenising, scores) reads it out of a local file (`TarImages`).
 
     Args:
@@ -44,13 +45,13 @@ def webdataset(
         image_size: side in pixels, or [height, width].
         classes: class names; None takes them from the `manifest.json` beside the shards.
         num_classes: names the classes 0, 1, ... where nothing else does.
-        unconditional: make one class, `all`, of every picture.
+        unconditional: make one class, `all`, of every image.
         holdout: share of the shards held out without `val_urls`, in (0, 1); at least one.
         seed: names the order of the stream.
-        shift: training pictures move by up to this many pixels.
-        flip: training pictures are mirrored half of the time.
-        buffer: pictures that the stream mixes in each loader process.
-        max_bad_fraction: more damaged pictures than this share stop the run.
+        shift: training images move by up to this many pixels.
+        flip: training images are mirrored half of the time.
+        buffer: images that the stream mixes in each loader process.
+        max_bad_fraction: more damaged images than this share stop the run.
         cache_dir: where shards from elsewhere are kept once fetched.
 
     Raises:
@@ -144,7 +145,7 @@ def local_file(url: str, *, cache_dir: str | None) -> Path:
         return Path(url)
     if cache_dir is None:
         raise UserError(
-            f"{url} has to be read picture by picture (for validation, tokenising or scores), "
+            f"{url} has to be read image by image (for validation, tokenising or scores), "
             "which needs a local copy: add data.cache_dir=DIR."
         )
     from webdataset.cache import FileCache
@@ -160,7 +161,7 @@ def _hold_out(shards: list[str], holdout: float) -> tuple[list[str], list[str]]:
         raise UserError(f"holdout={holdout} must lie between 0 and 1, e.g. 0.05 for a twentieth.")
     if len(shards) < 2:
         raise UserError(
-            "One shard cannot be split into training and held-out pictures: give data.val_urls, or "
+            "One shard cannot be split into training and held-out images: give data.val_urls, or "
             "write smaller shards."
         )
     count = min(max(1, round(holdout * len(shards))), len(shards) - 1)
@@ -180,7 +181,7 @@ def _class_names(
     if num_classes:
         return tuple(str(number) for number in range(num_classes))
     beside = Path(shards[0]).parent / MANIFEST
-    written: dict[str, Any] | None = read_json(beside) if is_local(shards[0]) else None
+    written: dict[str, Any] | None = read_manifest(beside) if is_local(shards[0]) else None
     if written and written.get("classes"):
         return tuple(written["classes"])
     raise UserError(

@@ -1,4 +1,4 @@
-"""The pictures of tar shards as an endless stream, for training on sets that do not fit a disk.
+"""The images of tar shards as an endless stream, for training on sets that do not fit a disk.
 
 webdataset opens and reads the shards; who reads which, in what order, is decided here, because its
 own splitters look for the rank in places that spawned workers lack, and its resampling cannot be
@@ -18,34 +18,35 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from argen.data.draws import hash_seed
-from argen.data.images import UNREADABLE, read_picture
-from argen.data.tar_members import label_in, picture_in
-from argen.data.transforms import Augment, Size, center_crop, to_float
+from argen.data.tar_members import image_in, label_in
+from argen.data.transforms import Augment, center_crop
 from argen.errors import UserError
+from argen.images.files import UNREADABLE, decode_image
+from argen.images.pixels import Size, to_float
 
 log = logging.getLogger(__name__)
 READERS = 1024  # worker processes of one rank that can count damage apart
-FEW = 1000  # a share of fewer pictures than this says nothing
-PLACES = 2**24  # numbers kept for the pictures of one shard
+FEW = 1000  # a share of fewer images than this says nothing
+PLACES = 2**24  # numbers kept for the images of one shard
 
 
 class TarStream(IterableDataset[dict[str, Tensor]]):
-    """Draws pictures of tar shards for ever, each reader its own shards of every epoch.
+    """Draws images of tar shards for ever, each reader its own shards of every epoch.
 
     Items are those of `ImageDataset`; `index` numbers the shard and the place in it, and
     `name_of` gives it back as text. In each epoch the shards are shuffled and dealt out to all
     readers (ranks times workers); with more readers than shards, readers share one and take turns
-    at its pictures. A reader's order depends on the seed, `restart`, its rank and its number, and
+    at its images. A reader's order depends on the seed, `restart`, its rank and its number, and
     not on how the workers were started.
 
     Args:
         shards: paths or addresses that webdataset opens.
         classes: class names, in the order of the labels.
-        size: (H, W) of the pictures.
-        unconditional: every picture is of the one class.
+        size: (H, W) of the images.
+        unconditional: every image is of the one class.
         augment: what is done to the pixels.
-        buffer: pictures that are mixed; 1 keeps the order of the shards.
-        max_bad_fraction: more damaged pictures or shards than this share stop the run.
+        buffer: images that are mixed; 1 keeps the order of the shards.
+        max_bad_fraction: more damaged images or shards than this share stop the run.
         cache_dir: where shards from elsewhere are kept.
         seed: names the order.
     """
@@ -78,12 +79,12 @@ class TarStream(IterableDataset[dict[str, Tensor]]):
 
     @property
     def bad_count(self) -> int:
-        """How many damaged pictures and shards were met so far, in all workers of this rank."""
+        """How many damaged images and shards were met so far, in all workers of this rank."""
         return int(self._counts[:, 1].sum())
 
     def name_of(self, index: int) -> str:
         """Return the shard and the place in it that an item's `index` stands for."""
-        return f"{self.shards[index // PLACES]}, picture {index % PLACES}"
+        return f"{self.shards[index // PLACES]}, image {index % PLACES}"
 
     def share(self, epoch: int, reader: int, readers: int) -> Iterator[tuple[int, int, int]]:
         """Yield (shard, turn, of how many): what one reader of an epoch takes, in order."""
@@ -131,12 +132,12 @@ class TarStream(IterableDataset[dict[str, Tensor]]):
             found = False
             for shard, turn, sharing in self.share(epoch, reader, readers):
                 for place, sample in enumerate(self._samples(shard, counts)):
-                    if place % sharing == turn and picture_in(sample) is not None:
+                    if place % sharing == turn and image_in(sample) is not None:
                         found = True
                         yield shard * PLACES + place, sample
             if not found and epoch:
                 raise UserError(
-                    f"A loader process found no picture in its share of {len(self.shards)} shards: "
+                    f"A loader process found no image in its share of {len(self.shards)} shards: "
                     "write smaller shards, or use fewer workers."
                 )
             epoch += 1
@@ -168,10 +169,10 @@ class TarStream(IterableDataset[dict[str, Tensor]]):
             raise too_many[0]
 
     def _decoded(self, sample: dict[str, Any], counts: Tensor) -> tuple[Tensor, int] | None:
-        """Return pixels (3, H, W) and label, or None for a damaged picture, which is noted."""
-        picture = sample[str(picture_in(sample))]
+        """Return pixels (3, H, W) and label, or None for a damaged image, which is noted."""
+        image = sample[str(image_in(sample))]
         try:
-            pixels = read_picture(io.BytesIO(picture), self.size, center_crop)
+            pixels = decode_image(io.BytesIO(image), self.size, center_crop)
             label = label_in(sample, self.classes, unconditional=self.unconditional)
         except UNREADABLE as error:
             self._note_bad(f"{sample['__key__']} of {sample['__url__']}", error, counts)
@@ -184,7 +185,7 @@ class TarStream(IterableDataset[dict[str, Tensor]]):
         seen, bad = self._counts.sum(0).tolist()
         if bad > max(self.max_bad_fraction * max(seen, FEW), 1 if self.max_bad_fraction else 0):
             raise UserError(
-                f"{bad} pictures or shards of {seen} read so far are damaged, more than "
+                f"{bad} images or shards of {seen} read so far are damaged, more than "
                 f"max_bad_fraction={self.max_bad_fraction:g} allows; the last was {what} "
                 f"({error}). Write the shards again, or raise the limit."
             )

@@ -1,54 +1,21 @@
-"""From a picture file to the pixels a network sees; every random choice is named by a seed."""
+"""From an image file to the pixels a network sees; every random choice is named by a seed."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from argen.errors import UserError
-
-Size = tuple[int, int]  # (height, width)
-
-
-def as_size(image_size: int | Sequence[int]) -> Size:
-    """Return (height, width) from one number or a pair.
-
-    Raises:
-        UserError: unless these are one or two positive whole numbers.
-    """
-    sides = list(image_size) if isinstance(image_size, Sequence) else [image_size] * 2
-    if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
-        raise UserError(
-            f"image_size={image_size} must be one positive number of pixels or a pair "
-            f"[height, width]."
-        )
-    return sides[0], sides[1]
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an upright 8-bit RGB picture from any mode; transparency becomes white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # Pillow would clip 16-bit grey to its lowest 256 levels.
-        levels = np.asarray(image).astype(np.int64)
-        scaled = levels // 257 if levels.size and levels.max() > 255 else levels
-        return Image.fromarray(scaled.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        paper = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(paper, layer).convert("RGB")
-    return image.convert("RGB")
+from argen.images.pixels import Size
 
 
 def resize(image: Image.Image, size: Size) -> Image.Image:
-    """Scale to (height, width) with Lanczos, whatever the picture's proportions."""
+    """Scale to (height, width) with Lanczos, whatever the image's proportions."""
     wanted = (size[1], size[0])
     return image if image.size == wanted else image.resize(wanted, Image.Resampling.LANCZOS)
 
@@ -56,7 +23,7 @@ def resize(image: Image.Image, size: Size) -> Image.Image:
 def center_crop(image: Image.Image, size: Size) -> Image.Image:
     """Scale until (height, width) is just covered, then cut out the centre.
 
-    While the picture is at least twice as large as needed it is halved by a box filter, then
+    While the image is at least twice as large as needed it is halved by a box filter, then
     scaled bicubically: the preprocessing of ADM (arXiv 2105.05233) that the ImageNet generators
     share, extended to other proportions than square.
     """
@@ -73,18 +40,8 @@ def center_crop(image: Image.Image, size: Size) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def to_tensor(image: Image.Image) -> Tensor:
-    """Return the uint8 pixels (3, H, W) of an RGB picture."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
-
-def to_float(pixels: Tensor) -> Tensor:
-    """Map uint8 pixels to float32 in [-1, 1]."""
-    return pixels.float().div_(127.5).sub_(1.0)
-
-
 def shift(pixels: Tensor, dy: int, dx: int, *, pad: str = "edge") -> Tensor:
-    """Move a picture (3, H, W) down by `dy` and right by `dx` pixels.
+    """Move an image (3, H, W) down by `dy` and right by `dx` pixels.
 
     The strip that opens repeats the border (`edge`) or is `white`.
     """
@@ -100,7 +57,7 @@ def shift(pixels: Tensor, dy: int, dx: int, *, pad: str = "edge") -> Tensor:
 
 
 def flip(pixels: Tensor) -> Tensor:
-    """Mirror a picture (..., W) left to right."""
+    """Mirror an image (..., W) left to right."""
     return pixels.flip(-1)
 
 
@@ -110,7 +67,7 @@ class Augment:
 
     Attributes:
         shift: move by up to this many pixels in each direction; 0 for none.
-        flip: mirror every second picture on average.
+        flip: mirror every second image on average.
         pad: what fills the strip that a shift opens, `edge` or `white`.
     """
 
@@ -125,7 +82,7 @@ class Augment:
             raise UserError(f"pad={self.pad!r} must be 'edge' or 'white'.")
 
     def __call__(self, pixels: Tensor, seed: int) -> Tensor:
-        """Return the picture (3, H, W) as it looks under `seed`."""
+        """Return the image (3, H, W) as it looks under `seed`."""
         rng = random.Random(seed)
         dy, dx = (int(rng.random() * (2 * self.shift + 1)) - self.shift for _ in range(2))
         mirrored = rng.random() < 0.5

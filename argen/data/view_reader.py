@@ -1,4 +1,4 @@
-"""Batches of one view of some pictures, read while the batch before is worked on."""
+"""Batches of one view of some images, read while the batch before is worked on."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from argen.data.views import View
 
 
 class ViewReader:
-    """Reads batches of pictures.
+    """Reads batches of images.
 
     Args:
-        pictures: the data set.
+        images: the data set.
         larger: the same with more pixels, for crops.
-        batch_size: pictures a batch.
+        batch_size: images a batch.
         workers: threads that read ahead; 0 reads when a batch is asked for.
         seed: names the augmentations.
     """
 
     def __init__(
         self,
-        pictures: ImageDataset,
+        images: ImageDataset,
         larger: ImageDataset | None = None,
         *,
         batch_size: int,
         workers: int = 0,
         seed: int = 0,
     ) -> None:
-        self.pictures, self.larger = pictures, larger
+        self.images, self.larger = images, larger
         self.batch_size, self.seed = batch_size, seed
         self.pool = ThreadPoolExecutor(workers) if workers else None
 
     def read(self, index: range, view: View) -> Iterator[tuple[Tensor, list[int]]]:
-        """Yield pictures (B, 3, H, W) in order, and their numbers.
+        """Yield images (B, 3, H, W) in order, and their numbers.
 
-        A picture that cannot be read has a stand-in, whose number stands for it.
+        An image that cannot be read has a stand-in, whose number stands for it.
         """
 
         def one(i: int) -> tuple[int, Tensor]:
-            return view.of(i, self.pictures, self.larger, seed=self.seed)
+            return view.of(i, self.images, self.larger, seed=self.seed)
 
         batches = [index[i : i + self.batch_size] for i in range(0, len(index), self.batch_size)]
         ahead: list[Future[tuple[int, Tensor]]] = []

@@ -1,4 +1,4 @@
-"""The versions of a picture whose codes are stored: augmented, mirrored, or ten crops."""
+"""The versions of an image whose codes are stored: augmented, mirrored, or ten crops."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from torch import Tensor
 
 from argen.data.draws import Draw, hash_seed
 from argen.data.images import ImageDataset, ImageSource
-from argen.data.transforms import Size, flip, to_float
+from argen.data.transforms import flip
 from argen.errors import UserError
+from argen.images.pixels import Size, to_float
 
 Views = int | str
 # Corners, then the middle, as torchvision's ten crops: share of the room above, and to the left.
@@ -29,7 +30,7 @@ class View:
     Attributes:
         name: for the manifest.
         number: which augmentation of the data set; 0 for none.
-        place: where the crop of the larger picture lies; None for the picture itself.
+        place: where the crop of the larger image lies; None for the image itself.
         mirrored: left and right change places, before a crop.
     """
 
@@ -39,22 +40,22 @@ class View:
     mirrored: bool = False
 
     def of(
-        self, index: int, pictures: ImageDataset, larger: ImageDataset | None, *, seed: int
+        self, index: int, images: ImageDataset, larger: ImageDataset | None, *, seed: int
     ) -> tuple[int, Tensor]:
-        """Return a picture as it looks here, float (3, H, W) in [-1, 1], and which it is.
+        """Return an image as it looks here, float (3, H, W) in [-1, 1], and which it is.
 
         That is `index`, or the stand-in's where the file cannot be read.
         """
         if self.number:
-            item = pictures[Draw(index, hash_seed("code view", seed, self.number, index))]
+            item = images[Draw(index, hash_seed("code view", seed, self.number, index))]
             return int(item["index"]), item["image"]
-        whole = pictures if self.place is None else larger
+        whole = images if self.place is None else larger
         assert whole is not None
         shown, pixels = whole.load(index)
         if self.mirrored:
             pixels = flip(pixels)
         if self.place is not None:
-            pixels = crop(pixels, pictures.size, self.place)
+            pixels = crop(pixels, images.size, self.place)
         return shown, to_float(pixels)
 
 
@@ -67,13 +68,13 @@ def crop(pixels: Tensor, size: Size, place: tuple[float, float]) -> Tensor:
 
 
 def views_of(views: Views, source: ImageSource, split: str) -> list[View]:
-    """Return the views of one side; held-out pictures have the plain one alone.
+    """Return the views of one side; held-out images have the plain one alone.
 
     Args:
-        views: a number (the picture, then augmented ones as the data set says), `flip` (the picture
-            and its mirror image) or `ten_crop` (corners and middle of a larger picture, and their
+        views: a number (the image, then augmented ones as the data set says), `flip` (the image
+            and its mirror image) or `ten_crop` (corners and middle of a larger image, and their
             mirror images).
-        source: the pictures.
+        source: the images.
         split: `train` or `val`.
     """
     plain = View("plain")
@@ -104,6 +105,6 @@ def larger_size(size: Size, crop_ratio: float) -> list[int]:
     sides = [int(side * crop_ratio) for side in size]
     if crop_ratio > 4 or any(large <= side for large, side in zip(sides, size)):
         raise UserError(
-            f"crop={crop_ratio} must make a picture larger than {size[0]}x{size[1]}, e.g. 1.1."
+            f"crop={crop_ratio} must make an image larger than {size[0]}x{size[1]}, e.g. 1.1."
         )
     return sides

@@ -66,7 +66,7 @@ class Decoder(ABC):
         """Raise unless the codes follow the generator's own distribution."""
         if not self.exact:
             raise UserError(
-                f"{type(self).__name__} is not exact: its pictures follow another distribution "
+                f"{type(self).__name__} is not exact: its images follow another distribution "
                 "than the model's. Use decoder=jacobi or decoder=sequential, which are, or drop "
                 "require_exact=true."
             )
@@ -76,7 +76,7 @@ class Decoder(ABC):
         if not self.takes_known:
             raise IncompatibleError(
                 f"{type(self).__name__} draws every code, so none can be given: use "
-                "decoder=sequential, masked or confidence to complete a picture."
+                "decoder=sequential, masked or confidence to complete an image."
             )
 
     @abstractmethod

@@ -14,11 +14,11 @@ from argen.decoding.guidance import Guidance
 from argen.decoding.known import Known
 from argen.decoding.masked import repeat
 from argen.errors import IncompatibleError, UserError
-from argen.generators.any_order import AnyOrderGenerator
-from argen.generators.base import Generator
+from argen.generators.base import AnyOrderGenerator, Generator
 from argen.generators.conditioning import Cond
-from argen.generators.heads import CategoricalHead, guide
-from argen.generators.mask_schedule import check_schedule, unknown_after
+from argen.generators.heads.base import guide
+from argen.generators.heads.categorical import CategoricalHead
+from argen.generators.maskgit.mask_schedule import check_schedule, unknown_after
 from argen.layers.noise import Noise
 
 
@@ -34,7 +34,7 @@ class Confidence(Decoder):
         steps: number of passes S.
         randomize: heat of the first step; the published values are large because confidences are
             logits, not probabilities.
-        schedule: share of codes that stay unknown, see `argen.generators.mask_schedule`.
+        schedule: share of codes that stay unknown, see `argen.generators.maskgit.mask_schedule`.
         anneal: divide the logits by 0.5 + 0.8 (1 - r).
         sort_noise: add noise to the confidences.
         guide_after: let the guidance weight follow r, the share of steps done after the pass

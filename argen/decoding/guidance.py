@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from argen.errors import UserError
 from argen.generators.base import Generator
 from argen.generators.conditioning import Cond
-from argen.generators.heads import Projected, Projection
+from argen.generators.heads.base import Projected, Projection
 
 Schedule = Literal["constant", "linear", "cosine", "power_cosine", "sine", "log"]
 

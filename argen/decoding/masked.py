@@ -14,8 +14,7 @@ from argen.decoding.known import Known
 from argen.decoding.local_order import local_order
 from argen.decoding.sequential import ORDER
 from argen.errors import IncompatibleError, UserError
-from argen.generators.any_order import AnyOrderGenerator
-from argen.generators.base import Generator
+from argen.generators.base import AnyOrderGenerator, Generator
 from argen.generators.conditioning import Cond
 from argen.generators.halton import halton_order
 from argen.layers.noise import Noise

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from argen.decoding.base import Decoder, DecodeResult, Observer
+from argen.decoding.compiled import FixedLoop, unfit
 from argen.decoding.filters import Filters
-from argen.decoding.fixed_loop import FixedLoop, unfit
 from argen.decoding.guidance import Guidance
 from argen.decoding.known import Known
 from argen.errors import IncompatibleError, UserError
@@ -29,8 +29,8 @@ class Sequential(Decoder):
             `known_first` puts the codes that are given first, so that all others see them. These
             two need a generator trained on permuted orders (RAR).
         compile: for next-token generators, compile a pass, and on a GPU replay it as a CUDA graph
-            with no word to the host between codes. Worth its start (a minute) for many pictures;
-            rounding, and so a picture now and then, differs from the plain loop's.
+            with no word to the host between codes. Worth its start (a minute) for many images;
+            rounding, and so an image now and then, differs from the plain loop's.
     """
 
     exact = True

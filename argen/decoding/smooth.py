@@ -1,7 +1,7 @@
 """VAR's `more_smooth`: mix code vectors instead of drawing one (arXiv 2404.02905, demo code).
 
 Each position adds the mean of the codebook rows under a perturbed, sharpened softmax to the
-picture. Smoother to look at, but no longer a draw from the model: for display, not for scores.
+image. Smoother to look at, but no longer a draw from the model: for display, not for scores.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from argen.decoding.sequential import in_position_order
 from argen.errors import IncompatibleError, UserError
 from argen.generators.base import Generator
 from argen.generators.conditioning import Cond
-from argen.generators.heads import guide
+from argen.generators.heads.base import guide
 from argen.generators.var import VAR
 from argen.layers.noise import Noise
 
@@ -28,7 +28,7 @@ class SmoothScales(Decoder):
 
     With r from 0 at the first scale to 1 at the last, a position's vector is the mean of the
     codebook under softmax((logits (1 + r) + Gumbel noise) / t), t = max(temperature (1 - cooling
-    r), floor). The codes returned are the likeliest rows; the picture is decoded from the map.
+    r), floor). The codes returned are the likeliest rows; the image is decoded from the map.
 
     Attributes:
         temperature: t at the first scale.

@@ -15,16 +15,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from argen.decoding.base import Decoder, DecodeResult, Observer
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
-from argen.decoding.laws import twice
+from argen.decoding.speculative.distributions import twice
 from argen.errors import IncompatibleError, UserError
 from argen.generators.base import Generator
 from argen.generators.conditioning import Cond
-from argen.generators.next_token import NextToken
-from argen.generators.scattered import predict_after
+from argen.generators.next_token import NextToken, NextTokenState, mask_rows
+from argen.layers.cache import Window
+from argen.layers.masks import dense_mask
 from argen.layers.noise import Noise
 
 
@@ -143,3 +145,33 @@ def schedule(grid: tuple[int, int], window: int) -> list[tuple[list[int], list[i
             done[position // w] += 1
         passes.append((drawn, sources, steps))
     return passes
+
+
+def predict_after(
+    generator: NextToken, state: NextTokenState, codes: Tensor, steps: Tensor, seen: Tensor
+) -> Tensor:
+    """Return the parameters (R, n, ...) of the steps that follow scattered ones.
+
+    Every step sees the ones before it that have been fed; what is fed stays in the cache at its
+    own place, and feeding a step again replaces it.
+
+    Args:
+        generator: any next-token generator.
+        state: after a first `predict`, which feeds the prefix.
+        codes: codes (R, n, ...) to feed.
+        steps: their steps (n,).
+        seen: which steps have been fed so far or are now, boolean (L,).
+    """
+    T, L = generator.prefix_length, generator.spec.length
+    slots, reach = T + steps, T + L - 1
+    keys = torch.arange(reach, device=codes.device)
+    mask = dense_mask(generator._pattern(state.cond), slots, keys, rows=mask_rows(state.cond))
+    state.hidden = generator._run(
+        generator._embed(codes, steps, state.order),
+        slots,
+        state.cond,
+        mask=mask & torch.cat((seen.new_ones(T), seen[: L - 1])),
+        cache=state.cache,
+        window=Window(start=0, n=len(steps), reach=reach, at=slots),
+    )
+    return generator.head(state.hidden)

@@ -1,1 +1,1 @@
-"""Scoring pictures."""
+"""Scoring images."""

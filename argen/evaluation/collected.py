@@ -1,6 +1,6 @@
-"""What is remembered of pictures once their features are known.
+"""What is remembered of images once their features are known.
 
-Letters: B batch, N pictures on all ranks, D feature width.
+Letters: B batch, N images on all ranks, D feature width.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from argen.evaluation.features import FeatureExtractor
 from argen.evaluation.statistics import GaussianStatistics
-from argen.ranks import gather
+from argen.pretrained.base import FeatureExtractor
+from argen.runtime.distributed import gather
 
 
 class Collected:
@@ -43,7 +43,7 @@ class Collected:
         self.at_most = at_most
 
     def update(self, features: Mapping[str, Tensor], index_B: Tensor) -> None:
-        """Add a batch; `index_B` numbers its pictures among all of all ranks."""
+        """Add a batch; `index_B` numbers its images among all of all ranks."""
         self.statistics.update(features["pool"].cpu())
         if self.spatial is not None:
             self.spatial.update(features["spatial"].cpu())
@@ -62,7 +62,7 @@ class Collected:
             self.spatial.all_reduce()
 
     def features(self, name: str, *, all_ranks: bool = True) -> Tensor:
-        """Return kept features, (N, D), in order of their pictures: of all ranks, or this one."""
+        """Return kept features, (N, D), in order of their images: of all ranks, or this one."""
         if self.at_most is not None and self.index:
             self._thin()
         if not self.index:
@@ -86,7 +86,7 @@ class Collected:
 
 
 def _even_choice(index_N: Tensor, most: int) -> Tensor:
-    """Return places of at most `most` pictures: those whose hashed number is smallest."""
+    """Return places of at most `most` images: those whose hashed number is smallest."""
     if len(index_N) <= most:
         return torch.arange(len(index_N))
     # A multiplication modulo a prime spreads neighbouring numbers evenly.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from argen.evaluation.features import FeatureExtractor
 from argen.evaluation.protocol import Protocol, evenly_spread
+from argen.pretrained.base import FeatureExtractor
 
 
 def differences(
@@ -21,7 +21,7 @@ def differences(
 
     Args:
         protocol: what was promised.
-        count: pictures scored, on all ranks.
+        count: images scored, on all ranks.
         labels: (N,) classes asked for of all ranks; None if unknown.
         classes: how many classes there are; 0 if unknown.
         extractor: the network used.
@@ -37,7 +37,7 @@ def differences(
             f"{protocol.extractor} with {protocol.sha256[:16]}"
         )
     if getattr(extractor, "size", protocol.size) != protocol.size:
-        reasons.append(f"pictures resized to {found['resize']} instead of {protocol.size} px")
+        reasons.append(f"images resized to {found['resize']} instead of {protocol.size} px")
     if other_reference is not None:
         reasons.append(f"compared with {other_reference} instead of {protocol.reference}")
     if protocol.labels == "even":

@@ -1,6 +1,6 @@
 """Metrics that need the features themselves, not only their moments.
 
-Letters: N samples, M reference pictures, D feature width, K classes of the network.
+Letters: N samples, M reference images, D feature width, K classes of the network.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def kernel_distance(
     """Return mean and spread of KID (arXiv 1801.01401): squared MMD, cubic kernel, over subsets.
 
     Raises:
-        UserError: fewer pictures on a side than a subset holds.
+        UserError: fewer images on a side than a subset holds.
     """
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     fewest = min(len(samples_ND), len(reference_MD))
     if fewest < subset_size:
-        raise UserError(f"a subset holds {subset_size} pictures, but one side has {fewest}")
+        raise UserError(f"a subset holds {subset_size} images, but one side has {fewest}")
     found = kid_features_to_metric(
         samples_ND,
         reference_MD,
@@ -66,10 +66,10 @@ def precision_recall(
     """Return precision and recall (arXiv 1904.06991).
 
     A sample is precise if it lies within the distance to the k-th neighbour of some reference
-    picture; recall is the same with the sides exchanged.
+    image; recall is the same with the sides exchanged.
 
     Raises:
-        UserError: no more pictures on a side than neighbours.
+        UserError: no more images on a side than neighbours.
     """
     from torch_fidelity.metric_prc import prc_features_to_metric
 
@@ -94,12 +94,12 @@ def density_coverage(
     reference balls that hold a sample. A ball reaches to the k-th neighbour among the reference.
 
     Raises:
-        UserError: no more pictures on a side than neighbours.
+        UserError: no more images on a side than neighbours.
     """
     _need_neighbours(samples_ND, reference_MD, neighbours)
     inside, covered = 0, 0
     for part_mD in reference_MD.split(chunk):
-        # The nearest reference picture is the ball's own centre.
+        # The nearest reference image is the ball's own centre.
         radius_m = torch.cdist(part_mD, reference_MD).kthvalue(neighbours + 1).values
         held_m = torch.zeros(len(part_mD), dtype=torch.long)
         for some_nD in samples_ND.split(chunk):
@@ -112,4 +112,4 @@ def density_coverage(
 def _need_neighbours(samples_ND: Tensor, reference_MD: Tensor, neighbours: int) -> None:
     fewest = min(len(samples_ND), len(reference_MD))
     if fewest <= neighbours:
-        raise UserError(f"{neighbours} neighbours need more pictures than one side's {fewest}")
+        raise UserError(f"{neighbours} neighbours need more images than one side's {fewest}")

@@ -1,6 +1,6 @@
-"""Pictures that a model draws for a score, kept in shards so that a killed run goes on.
+"""Images that a model draws for a score, kept in shards so that a killed run goes on.
 
-Letters: N pictures, B batch, H W pixels.
+Letters: N images, B batch, H W pixels.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from argen.checkpoint import replacing, write_json
 from argen.decoding.base import Decoder
-from argen.evaluation.pictures import to_uint8
-from argen.model_directory import weights_fingerprint
+from argen.images.pixels import to_uint8
 from argen.pipeline import Pipeline
-from argen.ranks import place, wait
+from argen.pipeline.model_directory import weights_fingerprint
+from argen.runtime.distributed import barrier, rank_and_world_size
+from argen.runtime.files import replacing, write_json
 
-SHARD = 256  # pictures a file; a multiple of it goes to each rank
+SHARD = 256  # images a file; a multiple of it goes to each rank
 
 
 class Generated:
-    """N pictures with the seeds `seed`, `seed + 1`, ..., in shards that ranks deal out among them.
+    """N images with the seeds `seed`, `seed + 1`, ..., in shards that ranks deal out among them.
 
-    A picture depends on its own seed and label alone, and every shard is drawn in the same batches
+    An image depends on its own seed and label alone, and every shard is drawn in the same batches
     wherever that happens: the set is the same on 1 rank or 64, drawn in one go or in ten.
 
     Args:
         pipe: draws.
-        labels: class of each picture.
+        labels: class of each image.
         asked: what each is drawn for, where that is not its class: texts.
-        seed: of the first picture.
-        directory: gets a sub-directory named by everything that decides the pictures.
-        batch_size: pictures drawn at once.
+        seed: of the first image.
+        directory: gets a sub-directory named by everything that decides the images.
+        batch_size: images drawn at once.
         decoder: strategy; the plainest that fits when None.
         rounding: how floats become 8-bit values.
         precision: what `pipe` was turned to, a part of the sub-directory's name.
@@ -80,7 +80,7 @@ class Generated:
             about["asked"] = hashlib.sha256(json.dumps(list(self.asked)).encode()).hexdigest()
         text = json.dumps(about, sort_keys=True, default=str)
         self.directory = directory / f"samples-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-        if place()[0] == 0 and not (self.directory / "about.json").is_file():
+        if rank_and_world_size()[0] == 0 and not (self.directory / "about.json").is_file():
             write_json(self.directory / "about.json", json.loads(text))
 
     def __len__(self) -> int:
@@ -88,7 +88,7 @@ class Generated:
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield numbers (B,), pixels uint8 (B, 3, H, W) and labels (B,) of this rank's shards."""
-        rank, ranks = place()
+        rank, ranks = rank_and_world_size()
         starts = range(0, len(self), SHARD)
         for start in starts[rank::ranks]:
             index = torch.arange(start, min(start + SHARD, len(self)))
@@ -97,12 +97,12 @@ class Generated:
             yield index, pixels, torch.tensor([self.labels[i] for i in index.tolist()])
 
     def export(self, path: Path) -> None:
-        """Write all pictures as ADM's script takes them: `arr_0` uint8 (N, H, W, 3), `labels`.
+        """Write all images as ADM's script takes them: `arr_0` uint8 (N, H, W, 3), `labels`.
 
         Every rank must have drawn its share; one shard is in memory at a time.
         """
-        wait()
-        if place()[0] == 0:
+        barrier()
+        if rank_and_world_size()[0] == 0:
             with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
                 with archive.open("arr_0.npy", "w", force_zip64=True) as file:
                     for start in range(0, len(self), SHARD):
@@ -117,12 +117,12 @@ class Generated:
                         file.write(pixels.tobytes())
                 with archive.open("labels.npy", "w") as file:
                     np.lib.format.write_array(file, np.array(self.labels))
-        wait()
+        barrier()
 
     def remove(self) -> None:
         """Delete the shards, once every rank is done with them."""
-        wait()
-        if place()[0] == 0:
+        barrier()
+        if rank_and_world_size()[0] == 0:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def _path(self, start: int) -> Path:

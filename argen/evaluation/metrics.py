@@ -1,6 +1,6 @@
-"""Numbers on pictures, features and codes that need no protocol of their own.
+"""Numbers on images, features and codes that need no protocol of their own.
 
-Letters: N M pictures, B batch, L positions, G sub-tokens, D feature width, P values of a picture.
+Letters: N M images, B batch, L positions, G sub-tokens, D feature width, P values of an image.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ import torch
 from torch import Tensor
 
 from argen.errors import UserError
-from argen.evaluation.pictures import to_float, to_uint8
+from argen.images.pixels import to_float, to_uint8
 from argen.spec import CodeSpec
 
 
 def psnr_db(x_B3HW: Tensor, y_B3HW: Tensor) -> float:
-    """Return the peak signal-to-noise ratio in dB: the mean of the pictures' own ratios.
+    """Return the peak signal-to-noise ratio in dB: the mean of the images' own ratios.
 
     Args:
-        x_B3HW: pictures in [-1, 1] (peak-to-peak 2); values outside are clipped, as in a file.
+        x_B3HW: images in [-1, 1] (peak-to-peak 2); values outside are clipped, as in a file.
         y_B3HW: the originals, same shape.
 
     Raises:
-        UserError: shapes differ or there is no picture.
+        UserError: shapes differ or there is no image.
     """
     if x_B3HW.shape != y_B3HW.shape or x_B3HW.shape[0] == 0:
         raise UserError(
-            f"PSNR needs pairs of pictures, not {tuple(x_B3HW.shape)} and {tuple(y_B3HW.shape)}."
+            f"PSNR needs pairs of images, not {tuple(x_B3HW.shape)} and {tuple(y_B3HW.shape)}."
         )
     gap = x_B3HW.float().clamp(-1, 1) - y_B3HW.float().clamp(-1, 1)
-    # Equal pictures would be infinite; 1e-10 caps them at 106 dB.
+    # Equal images would be infinite; 1e-10 caps them at 106 dB.
     mse_B = gap.double().square().flatten(1).mean(1).clamp_min(1e-10)
     return float((10 * torch.log10(4 / mse_B)).mean())
 
@@ -59,21 +59,21 @@ def nearest_centroid(features_ND: Tensor, classes_K: Tensor, centroids_KD: Tenso
 def class_agreement(
     features_generated: Tensor, labels: Tensor, features_train: Tensor, labels_train: Tensor
 ) -> float:
-    """Return the share of generated pictures whose nearest class centroid is their own label's.
+    """Return the share of generated images whose nearest class centroid is their own label's.
 
     Args:
         features_generated: (N, D).
         labels: (N,) the classes that were asked for.
-        features_train: (M, D) of training pictures, whose class means are the centroids.
+        features_train: (M, D) of training images, whose class means are the centroids.
         labels_train: (M,).
 
     Raises:
-        UserError: a label occurs that no training picture has.
+        UserError: a label occurs that no training image has.
     """
     classes, centroids = class_centroids(features_train, labels_train)
     strange = sorted(set(labels.tolist()) - set(classes.tolist()))
     if strange:
-        raise UserError(f"Classes {strange[:5]} have no training picture to be compared with.")
+        raise UserError(f"Classes {strange[:5]} have no training image to be compared with.")
     found = nearest_centroid(features_generated, classes, centroids)
     return float((found == labels.to(found.device)).double().mean())
 
@@ -81,23 +81,23 @@ def class_agreement(
 def nearest_rmse(
     generated: Tensor, references: Tensor | Iterable[Tensor], *, chunk: int = 1024
 ) -> Tensor:
-    """Return the RMSE (N,) of each picture to its nearest reference, on the [0, 1] scale.
+    """Return the RMSE (N,) of each image to its nearest reference, on the [0, 1] scale.
 
     Args:
         generated: (N, 3, H, W) in [-1, 1] or uint8.
         references: (M, 3, H, W) in [-1, 1] or uint8, or batches of them: they need not fit in
             memory at once.
-        chunk: pictures on each side of a matrix product.
+        chunk: images on each side of a matrix product.
 
     Raises:
-        UserError: pictures of different size, or no reference.
+        UserError: images of different size, or no reference.
     """
     best = torch.full((generated.shape[0],), math.inf)
     nearest = torch.full((generated.shape[0],), math.inf)
     for batch in [references] if isinstance(references, Tensor) else references:
         if generated.shape[1:] != batch.shape[1:]:
             raise UserError(
-                f"Cannot look for copies among pictures {tuple(batch.shape[1:])} of samples "
+                f"Cannot look for copies among images {tuple(batch.shape[1:])} of samples "
                 f"{tuple(generated.shape[1:])}: both must have one size."
             )
         for r in batch.split(chunk):
@@ -113,7 +113,7 @@ def nearest_rmse(
                 gap = g_NP[rows] - r_MP[index_N[rows]]
                 nearest[start + rows] = gap.square().mean(1).sqrt() / 2
     if generated.shape[0] and bool(nearest.isinf().all()):
-        raise UserError("There is no reference picture to look for copies of.")
+        raise UserError("There is no reference image to look for copies of.")
     return nearest
 
 
@@ -127,27 +127,27 @@ def _flat(images_B3HW: Tensor) -> Tensor:
 def near_copies(
     generated: Tensor, references: Tensor | Iterable[Tensor], threshold: float = 0.05
 ) -> float:
-    """Return the share of pictures whose nearest reference is within `threshold` RMSE.
+    """Return the share of images whose nearest reference is within `threshold` RMSE.
 
     Args:
         generated: (N, 3, H, W) in [-1, 1] or uint8.
-        references: (M, 3, H, W) or batches of them, e.g. reconstructions of the training pictures.
+        references: (M, 3, H, W) or batches of them, e.g. reconstructions of the training images.
         threshold: on the [0, 1] pixel scale.
     """
     if generated.shape[0] == 0:
-        raise UserError("There is no generated picture to compare with the references.")
+        raise UserError("There is no generated image to compare with the references.")
     return float((nearest_rmse(generated, references) < threshold).double().mean())
 
 
-def picture_hashes(images_B3HW: Tensor) -> list[str]:
-    """Return the sha256 of each picture's 8-bit values."""
+def image_hashes(images_B3HW: Tensor) -> list[str]:
+    """Return the sha256 of each image's 8-bit values."""
     pixels = to_uint8(images_B3HW).cpu().contiguous().numpy()
-    return [hashlib.sha256(picture.tobytes()).hexdigest() for picture in pixels]
+    return [hashlib.sha256(image.tobytes()).hexdigest() for image in pixels]
 
 
 def duplicates(images_B3HW: Tensor) -> int:
-    """Return how many pictures repeat an earlier one in every 8-bit value."""
-    return images_B3HW.shape[0] - len(set(picture_hashes(images_B3HW)))
+    """Return how many images repeat an earlier one in every 8-bit value."""
+    return images_B3HW.shape[0] - len(set(image_hashes(images_B3HW)))
 
 
 def code_usage(ids: Tensor, spec: CodeSpec) -> float:

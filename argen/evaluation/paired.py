@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from argen.errors import UserError
-from argen.evaluation.pictures import to_float, to_uint8
-from argen.ranks import gather
+from argen.images.pixels import to_float, to_uint8
+from argen.runtime.distributed import gather
 from argen.spec import CodeSpec
 
 
@@ -38,7 +38,7 @@ class Paired:
         self.sums: dict[str, float] = {"count": 0.0, "error": 0.0, "psnr": 0.0, "ssim": 0.0}
         self.lpips: torch.nn.Module | None = None
         if lpips_path is not None:
-            from argen.tokenizers.lpips import LPIPS
+            from argen.pretrained.vgg_lpips import LPIPS
 
             self.lpips = LPIPS(vgg16=Path(lpips_path)).to(device).eval()
             self.sums["lpips"] = 0.0
@@ -48,7 +48,7 @@ class Paired:
     def update(self, originals: Tensor, images: Tensor, codes: Tensor) -> None:
         """Add a batch: originals and reconstructions (B, 3, H, W) in [-1, 1], and the codes.
 
-        Both are compared as 8-bit pictures, which is what files hold.
+        Both are compared as 8-bit images, which is what files hold.
         """
         from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -70,16 +70,16 @@ class Paired:
                 self.used.update((g, i) for i in columns[..., g].unique().tolist())
 
     def numbers(self, metrics: Collection[str], skipped: dict[str, str]) -> dict[str, float]:
-        """Return the means over all pictures of all ranks.
+        """Return the means over all images of all ranks.
 
-        `psnr_db` is the mean of the pictures' own ratios, as most papers print; `psnr_db_pooled`,
+        `psnr_db` is the mean of the images' own ratios, as most papers print; `psnr_db_pooled`,
         never larger, is that of the mean error over all pixels.
         """
         parts = gather([self.sums])
         sums = {key: sum(part[key] for part in parts) for key in self.sums}
         count = sums["count"]
         if not count:
-            raise UserError("There is no picture to reconstruct.")
+            raise UserError("There is no image to reconstruct.")
         numbers: dict[str, float] = {}
         if "psnr" in metrics:
             numbers["psnr_db"] = sums["psnr"] / count

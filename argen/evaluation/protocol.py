@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from argen.configs import config_dir
 from argen.errors import UserError, suggest
-from argen.evaluation.pictures import ROUNDINGS
+from argen.images.pixels import ROUNDINGS
+from argen.runtime.presets import config_dir
 
-# What each metric depends on beyond pictures and features: part of the hash where it is asked for.
+# What each metric depends on beyond images and features: part of the hash where it is asked for.
 METRICS: dict[str, tuple[str, ...]] = {
     "frechet": (),
     "sfid": (),
@@ -38,19 +38,19 @@ LABELS = ("even", "any")
 
 @dataclass(frozen=True)
 class Protocol:
-    """How pictures are scored.
+    """How images are scored.
 
     Attributes:
         name: of the YAML file.
         title: one line for people.
         key: under which the Fréchet distance stands in `metrics.json`.
         label: what the distance is called when printed.
-        samples: how many pictures make a comparable score.
+        samples: how many images make a comparable score.
         least: how many are needed unless the run is declared quick.
         extractor: the feature network.
-        size: side in pixels that pictures are resized to.
+        size: side in pixels that images are resized to.
         sha256: of the network's weight file; the first digits are enough.
-        reference: `train` for the data's training pictures; `originals` for the held-out pictures
+        reference: `train` for the data's training images; `originals` for the held-out images
             that a tokenizer reconstructs; `given` for statistics named on the command line; the
             name of an asset; or the path of stored statistics.
         labels: `even`: every class equally often (counts differ by one at most), or `any`.
@@ -60,10 +60,10 @@ class Protocol:
         is_splits: of the inception score.
         is_shuffle: whether it shuffles first, as torch-fidelity does and ADM does not.
         kid_subsets: of KID.
-        kid_subset_size: pictures in each.
+        kid_subset_size: images in each.
         neighbours: k of precision and recall.
         ball_neighbours: k of density and coverage.
-        reference_features: most reference pictures that the last four compare with.
+        reference_features: most reference images that the last four compare with.
         notes: for people.
     """
 

@@ -1,4 +1,4 @@
-"""Pictures of a data set, through a tokenizer and back.
+"""Images of a data set, through a tokenizer and back.
 
 Letters: B batch, H W pixels.
 """
@@ -15,13 +15,13 @@ from argen.data.images import ImageDataset, ImageSource
 from argen.errors import UserError
 from argen.evaluation.paired import Paired
 from argen.pipeline import Pipeline
-from argen.ranks import place
+from argen.runtime.distributed import rank_and_world_size
 
-Pictures = ImageDataset | ConcatDataset
+Images = ImageDataset | ConcatDataset
 
 
-def side(source: ImageSource, split: str) -> Pictures:
-    """Return the pictures of `val`, `train` or `all`; raise `UserError` for another name."""
+def side(source: ImageSource, split: str) -> Images:
+    """Return the images of `val`, `train` or `all`; raise `UserError` for another name."""
     if split not in ("val", "train", "all"):
         raise UserError(f"Unknown split={split}; use val, train or all.")
     if split == "all":
@@ -29,8 +29,8 @@ def side(source: ImageSource, split: str) -> Pictures:
     return source.val if split == "val" else source.train
 
 
-def originals(dataset: Pictures, batch_size: int) -> Iterator[Tensor]:
-    """Yield the pictures in order, bare, (B, 3, H, W) in [-1, 1]."""
+def originals(dataset: Images, batch_size: int) -> Iterator[Tensor]:
+    """Yield the images in order, bare, (B, 3, H, W) in [-1, 1]."""
     total = len(dataset)
     for start in range(0, total, batch_size):
         stop = min(start + batch_size, total)
@@ -39,10 +39,10 @@ def originals(dataset: Pictures, batch_size: int) -> Iterator[Tensor]:
 
 @torch.inference_mode()
 def reconstructions(
-    pipe: Pipeline, dataset: Pictures, paired: Paired, *, batch_size: int = 32
+    pipe: Pipeline, dataset: Images, paired: Paired, *, batch_size: int = 32
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield numbers (B,) and reconstructions (B, 3, H, W) of this rank's share of the pictures."""
-    rank, ranks = place()
+    """Yield numbers (B,) and reconstructions (B, 3, H, W) of this rank's share of the images."""
+    rank, ranks = rank_and_world_size()
     total = len(dataset)
     for start in range(rank * batch_size, total, ranks * batch_size):
         index = torch.arange(start, min(start + batch_size, total))

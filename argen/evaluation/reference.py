@@ -16,29 +16,29 @@ import torch
 from torch import Tensor
 
 from argen.errors import UserError
-from argen.evaluation.assets import sha256_of
 from argen.evaluation.collected import Collected
-from argen.evaluation.features import FeatureExtractor
-from argen.evaluation.pictures import to_uint8
 from argen.evaluation.sample_files import array_names
 from argen.evaluation.statistics import GaussianStatistics, read_npz, write_npz
+from argen.images.pixels import to_uint8
+from argen.pretrained.base import FeatureExtractor
+from argen.runtime.files import sha256_of
 
 
 @dataclass
 class Reference:
-    """Statistics of the pictures that samples are measured against.
+    """Statistics of the images that samples are measured against.
 
     Attributes:
         name: of the data, or the file's.
         statistics: of their features.
         extractor: `FeatureExtractor.protocol()` of the network that made them; empty if unknown.
-        count: number of pictures; 0 if unknown.
+        count: number of images; 0 if unknown.
         sha256: of their 8-bit pixels in order, or of the statistics file.
         image_size: (H, W); (0, 0) if unknown.
         classes_K: labels that occur.
         centroids_KD: mean feature of each.
         spatial: statistics of the `spatial` features, for sFID; None if they were not taken.
-        features_MD: features of some of the pictures, for KID, precision and recall; maybe none.
+        features_MD: features of some of the images, for KID, precision and recall; maybe none.
     """
 
     name: str
@@ -129,7 +129,7 @@ class Reference:
     def add_features(
         self, batches: Iterable[Tensor], extractor: FeatureExtractor, *, most: int
     ) -> None:
-        """Take the features of at most `most` pictures, where a file brings pictures but none."""
+        """Take the features of at most `most` images, where a file brings images but none."""
         collected = Collected(extractor, keep=("pool",), at_most=most)
         done = 0
         for batch in batches:
@@ -154,7 +154,7 @@ def _moments(
         raise UserError(
             f"{path} holds a mean {mean.shape} and covariance {covariance.shape} that do not fit."
         )
-    # Files that do not say how many pictures they count still hold the covariance itself.
+    # Files that do not say how many images they count still hold the covariance itself.
     return GaussianStatistics.from_moments(
         torch.from_numpy(mean), torch.from_numpy(covariance), count=max(2, count)
     )

@@ -1,4 +1,4 @@
-"""References from where pictures lie: a data set, a folder, shards, or a file of statistics.
+"""References from where images lie: a data set, a folder, shards, or a file of statistics.
 
 Letters: K classes, D feature width.
 """
@@ -16,30 +16,31 @@ from torch import Tensor
 
 from argen.data.images import ImageDataset, ImageSource
 from argen.errors import UserError
-from argen.evaluation.assets import asset, assets
 from argen.evaluation.collected import Collected
-from argen.evaluation.features import FeatureExtractor, build_extractor
-from argen.evaluation.pictures import to_uint8
 from argen.evaluation.protocol import Protocol
-from argen.evaluation.reconstructed import Pictures, originals
+from argen.evaluation.reconstructed import Images, originals
 from argen.evaluation.reference import Reference
 from argen.evaluation.sample_files import array_names, open_samples
+from argen.images.pixels import to_uint8
+from argen.pretrained.assets import asset, assets
+from argen.pretrained.base import FeatureExtractor
+from argen.pretrained.features import build_extractor
 
 log = logging.getLogger(__name__)
 
 
 def require_reference(protocol: Protocol, source: ImageSource | None) -> None:
-    """Raise `UserError` if a protocol's own reference cannot be had; looks at no picture."""
+    """Raise `UserError` if a protocol's own reference cannot be had; looks at no image."""
     if protocol.reference == "given":
         raise UserError(
-            f"Protocol {protocol.name} compares with pictures of your own: give them, or "
+            f"Protocol {protocol.name} compares with images of your own: give them, or "
             "statistics made of them, as reference=PATH."
         )
     if protocol.reference in assets():
         asset(protocol.reference).find()
     elif protocol.reference in ("train", "originals") and source is None:
         raise UserError(
-            f"Protocol {protocol.name} compares with the pictures of a data set: say which "
+            f"Protocol {protocol.name} compares with the images of a data set: say which "
             "(data=NAME), or give stored statistics (reference=FILE.npz)."
         )
 
@@ -49,7 +50,7 @@ def protocol_reference(
     extractor: FeatureExtractor,
     *,
     source: ImageSource | None = None,
-    pictures: Pictures | None = None,
+    images: Images | None = None,
     batch_size: int = 32,
 ) -> Reference:
     """Return the reference that a protocol names.
@@ -58,8 +59,8 @@ def protocol_reference(
         protocol: says which.
         extractor: its feature network.
         source: the data, where the reference is made of it.
-        pictures: the originals of reconstructions; `source.val` when not given.
-        batch_size: pictures that go through the network at once.
+        images: the originals of reconstructions; `source.val` when not given.
+        batch_size: images that go through the network at once.
 
     Raises:
         UserError: it cannot be had; the message says what is missing.
@@ -72,7 +73,7 @@ def protocol_reference(
     assert source is not None
     if protocol.reference == "train":
         return reference_from_source(source, extractor, batch_size=batch_size, **kept_for(protocol))
-    shown = source.val if pictures is None else pictures
+    shown = source.val if images is None else images
     return reference_from_batches(
         originals(shown, batch_size),
         extractor,
@@ -96,15 +97,15 @@ def open_reference(
     device: str | torch.device = "cpu",
     batch_size: int = 32,
 ) -> Reference:
-    """Return the reference at a path: stored statistics, or pictures, whose features are taken.
+    """Return the reference at a path: stored statistics, or images, whose features are taken.
 
     Args:
-        where: an .npz of statistics, or a folder, .npz or tar shards of pictures, or an asset.
+        where: an .npz of statistics, or a folder, .npz or tar shards of images, or an asset.
         protocol: says what the reference must hold.
         extractor: the feature network, else the protocol's is built.
         weights_path: its weights, where they do not come with a package.
         device: where it runs.
-        batch_size: pictures that go through the network at once.
+        batch_size: images that go through the network at once.
 
     Raises:
         UserError: nothing there, or something else.
@@ -124,21 +125,21 @@ def open_reference(
     reference = Reference.load(path)
     if wanted["keep"] and not len(reference.features_MD) and "arr_0" in array_names(path):
         shown = open_samples(path)
-        log.info("taking the features of %d pictures of %s", shown.count, path.name)
+        log.info("taking the features of %d images of %s", shown.count, path.name)
         batches = (images for _, images in shown.batches(batch_size, share=False))
         reference.add_features(batches, extractor, most=wanted["keep"])
     return reference
 
 
 def train_name(source: ImageSource) -> str:
-    """Return what a reference made of a data set's training pictures is called."""
+    """Return what a reference made of a data set's training images is called."""
     return f"{source.name} train {source.image_size[0]}x{source.image_size[1]}"
 
 
 def reference_from_source(
     source: ImageSource, extractor: FeatureExtractor, *, batch_size: int = 32, **options: Any
 ) -> Reference:
-    """Return the reference of a data set's training pictures, as they are, not augmented.
+    """Return the reference of a data set's training images, as they are, not augmented.
 
     Options are those of `reference_from_batches`.
     """
@@ -160,18 +161,18 @@ def reference_from_batches(
     spatial: bool = False,
     keep: int = 0,
 ) -> Reference:
-    """Return the reference of any pictures.
+    """Return the reference of any images.
 
     Args:
         batches: (B, 3, H, W), floats in [-1, 1] or uint8.
         extractor: the feature network.
         name: for records and messages.
-        labels: (N,) of all pictures in order; without them there are no class centroids.
+        labels: (N,) of all images in order; without them there are no class centroids.
         spatial: also take what sFID needs.
-        keep: features of at most so many pictures, for KID, precision and recall.
+        keep: features of at most so many images, for KID, precision and recall.
 
     Raises:
-        UserError: fewer than two pictures, or as many labels as there are not pictures.
+        UserError: fewer than two images, or as many labels as there are not images.
     """
     kept = ("pool",) if keep else ()
     collected = Collected(extractor, keep=kept, spatial=spatial, at_most=keep or None)
@@ -190,11 +191,11 @@ def reference_from_batches(
         if labels is not None:
             own = labels[done : done + len(pixels)].cpu().long()
             if len(own) != len(pixels):
-                raise UserError(f"{name} has {len(labels)} labels, but more pictures.")
+                raise UserError(f"{name} has {len(labels)} labels, but more images.")
             sums_KD.index_add_(0, own, features["pool"].cpu().double())
         collected.update(features, torch.arange(done, done + len(pixels)))
     if statistics.count < 2:
-        raise UserError(f"{name} has {statistics.count} pictures; a reference needs at least 2.")
+        raise UserError(f"{name} has {statistics.count} images; a reference needs at least 2.")
     counts_K = torch.bincount(
         torch.zeros(0, dtype=torch.long) if labels is None else labels.cpu().long(),
         minlength=classes,
@@ -215,7 +216,7 @@ def reference_from_batches(
 
 
 def dataset_batches(dataset: ImageDataset, *, batch_size: int = 32) -> Iterator[Tensor]:
-    """Yield a data set's pictures in order, bare, as floats (B, 3, H, W) in [-1, 1]."""
+    """Yield a data set's images in order, bare, as floats (B, 3, H, W) in [-1, 1]."""
     for start in range(0, len(dataset), batch_size):
         stop = min(start + batch_size, len(dataset))
         yield torch.stack([dataset[i]["image"] for i in range(start, stop)])

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor
 
-from argen import __version__
 from argen.data.images import ImageSource
 from argen.evaluation.protocol import Protocol
 from argen.evaluation.score import score_samples
+from argen.runtime.distributed import is_rank_zero
+from argen.runtime.files import write_json
+from argen.runtime.provenance import provenance
 
 SHOWN = (
     "sfid",
@@ -36,7 +32,6 @@ SHOWN = (
     "near_copies",
     "duplicates",
 )
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "torch-fidelity")
 
 
 def evaluate(
@@ -49,10 +44,10 @@ def evaluate(
     about: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Score pictures made by anyone and write `metrics.json`.
+    """Score images made by anyone and write `metrics.json`.
 
     Args:
-        images: (N, 3, H, W) in [-1, 1] or uint8, or batches, e.g. from `pictures.read_images`;
+        images: (N, 3, H, W) in [-1, 1] or uint8, or batches, e.g. from `images.read_images`;
             a generator is drawn from only after everything else has been checked.
         protocol: one that ships by name, a YAML file, a mapping, or the object.
         labels: (N,) classes asked for; None if unknown.
@@ -75,9 +70,8 @@ def evaluate(
     result = score_samples(images, labels, source, protocol, **options)
     result |= {**provenance(), **(about or {})}
     result["wall_seconds"] = round(time.perf_counter() - start, 2)
-    first = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
-    if out is not None and first:
-        write_json(Path(out), result)
+    if out is not None and is_rank_zero():
+        write_json(Path(out), result, allow_nan=False)
     return result
 
 
@@ -96,40 +90,3 @@ def summary(result: Mapping[str, Any]) -> str:
         lines.append("not comparable: " + "; ".join(result["not_comparable_because"]))
     lines.append(f"protocol {protocol['name']} [{protocol['hash']}], {result['samples']} samples")
     return "\n".join(lines)
-
-
-def provenance() -> dict[str, Any]:
-    """Return versions, and the commit of the checkout that argen runs from (None elsewhere)."""
-    versions = {"argen": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {"versions": versions, "commit": _commit()}
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write to a temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _commit() -> str | None:
-    root = Path(__file__).resolve().parents[2]
-    # An installed copy may lie in somebody else's checkout: its commit would be the wrong one.
-    if not (root / ".git").exists():
-        return None
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()

@@ -1,6 +1,6 @@
-"""Pictures somebody made: a folder, an `.npz` of ADM's form, or tar shards, read in one pass.
+"""Images somebody made: a folder, an `.npz` of ADM's form, or tar shards, read in one pass.
 
-Letters: B batch, N pictures, H W pixels.
+Letters: B batch, N images, H W pixels.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from argen.errors import UserError
-from argen.evaluation.pictures import SUFFIXES, check_one_size, picture_files, read_picture
-from argen.ranks import place
+from argen.images.files import SUFFIXES, check_one_size, image_files, read_image
+from argen.runtime.distributed import rank_and_world_size
 
 
 class SampleFiles(ABC):
-    """Pictures of one size, 8-bit RGB.
+    """Images of one size, 8-bit RGB.
 
     Attributes:
         name: where they are.
@@ -39,14 +39,14 @@ class SampleFiles(ABC):
     labels: Tensor | None = None
 
     @abstractmethod
-    def pictures(self, wanted: range, step: int) -> Iterator[Tensor]:
-        """Yield pictures uint8 (3, H, W) of every `step`-th run of `len(wanted)`, from `wanted`."""
+    def images(self, wanted: range, step: int) -> Iterator[Tensor]:
+        """Yield images uint8 (3, H, W) of every `step`-th run of `len(wanted)`, from `wanted`."""
 
     def batches(
         self, batch_size: int = 64, *, share: bool = True
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield numbers (B,) and pixels uint8 (B, 3, H, W) in order: this rank's share, or all."""
-        rank, ranks = place() if share else (0, 1)
+        rank, ranks = rank_and_world_size() if share else (0, 1)
         first = range(rank * batch_size, (rank + 1) * batch_size)
         index, held = [], []
         numbers = (
@@ -54,9 +54,9 @@ class SampleFiles(ABC):
             for start in range(first.start, self.count, ranks * batch_size)
             for i in range(start, min(start + batch_size, self.count))
         )
-        for number, picture in zip(numbers, self.pictures(first, ranks)):
+        for number, image in zip(numbers, self.images(first, ranks)):
             index.append(number)
-            held.append(picture)
+            held.append(image)
             if len(held) == batch_size:
                 yield torch.tensor(index), torch.stack(held)
                 index, held = [], []
@@ -68,14 +68,14 @@ class FolderSamples(SampleFiles):
     """A folder, searched recursively, in order of path."""
 
     def __init__(self, folder: Path) -> None:
-        self.files = picture_files(folder)
+        self.files = image_files(folder)
         self.name, self.count = str(folder), len(self.files)
         self.size = check_one_size(self.files)
 
-    def pictures(self, wanted: range, step: int) -> Iterator[Tensor]:
+    def images(self, wanted: range, step: int) -> Iterator[Tensor]:
         """Read the files of this share."""
         for number in _share(wanted, step, self.count):
-            yield read_picture(self.files[number])
+            yield read_image(self.files[number])
 
 
 class NpzSamples(SampleFiles):
@@ -91,8 +91,8 @@ class NpzSamples(SampleFiles):
                 names = archive.namelist()
                 if "arr_0.npy" not in names:
                     raise UserError(
-                        f"{path} holds {', '.join(names) or 'nothing'}, but pictures must be "
-                        "arr_0: write them with numpy.savez(file, pictures)."
+                        f"{path} holds {', '.join(names) or 'nothing'}, but images must be "
+                        "arr_0: write them with numpy.savez(file, images)."
                     )
                 with archive.open("arr_0.npy") as file:
                     shape, fortran, dtype = _header(file)
@@ -106,13 +106,13 @@ class NpzSamples(SampleFiles):
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran:
             raise UserError(
                 f"{path}: arr_0 is {dtype} {shape}{' in Fortran order' if fortran else ''}, but "
-                "pictures must be uint8 (N, H, W, 3) in C order."
+                "images must be uint8 (N, H, W, 3) in C order."
             )
         self.count, self.size = shape[0], (shape[1], shape[2])
         if self.labels is not None and len(self.labels) != self.count:
-            raise UserError(f"{path} has {self.count} pictures, but {len(self.labels)} labels.")
+            raise UserError(f"{path} has {self.count} images, but {len(self.labels)} labels.")
 
-    def pictures(self, wanted: range, step: int) -> Iterator[Tensor]:
+    def images(self, wanted: range, step: int) -> Iterator[Tensor]:
         """Stream the array, passing over what other ranks read."""
         height, width = self.size
         with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
@@ -121,14 +121,14 @@ class NpzSamples(SampleFiles):
             for number in range(self.count):
                 data = file.read(height * width * 3)
                 if len(data) < height * width * 3:
-                    raise UserError(f"{self.path} ends in picture {number} of {self.count}.")
+                    raise UserError(f"{self.path} ends in image {number} of {self.count}.")
                 if chosen is None or number in chosen:
                     pixels = np.frombuffer(data, np.uint8).reshape(height, width, 3)
                     yield torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
 
 
 class TarSamples(SampleFiles):
-    """Tar shards with picture members, in order of shard and member."""
+    """Tar shards with image members, in order of shard and member."""
 
     def __init__(self, pattern: str) -> None:
         self.name = pattern
@@ -144,12 +144,12 @@ class TarSamples(SampleFiles):
             except (tarfile.TarError, OSError) as error:
                 raise UserError(f"{path} is not a readable tar file ({error}).") from error
         if not self.members:
-            raise UserError(f"{pattern} holds no pictures ({', '.join(SUFFIXES)}).")
+            raise UserError(f"{pattern} holds no images ({', '.join(SUFFIXES)}).")
         self.count = len(self.members)
-        first = next(self.pictures(range(1), self.count))
+        first = next(self.images(range(1), self.count))
         self.size = (first.shape[1], first.shape[2])
 
-    def pictures(self, wanted: range, step: int) -> Iterator[Tensor]:
+    def images(self, wanted: range, step: int) -> Iterator[Tensor]:
         """Read the members of this share."""
         opened, archive = Path(), None
         for number in _share(wanted, step, self.count):
@@ -157,20 +157,20 @@ class TarSamples(SampleFiles):
             if archive is None or path != opened:
                 opened, archive = path, path.open("rb")
             archive.seek(member.offset_data)
-            picture = read_picture(io.BytesIO(archive.read(member.size)), f"{path}:{member.name}")
-            if number and tuple(picture.shape[1:]) != self.size:
+            image = read_image(io.BytesIO(archive.read(member.size)), f"{path}:{member.name}")
+            if number and tuple(image.shape[1:]) != self.size:
                 raise UserError(
-                    f"{path}:{member.name} is {picture.shape[2]}x{picture.shape[1]} but the first "
+                    f"{path}:{member.name} is {image.shape[2]}x{image.shape[1]} but the first "
                     f"is {self.size[1]}x{self.size[0]}: all samples must have one size."
                 )
-            yield picture
+            yield image
 
 
 def open_samples(where: Path | str, *, least: int = 2) -> SampleFiles:
     """Open a folder, an .npz file or tar shards (brace expansion allowed).
 
     Raises:
-        UserError: nothing there, mixed sizes, other than 8-bit RGB, too few pictures.
+        UserError: nothing there, mixed sizes, other than 8-bit RGB, too few images.
     """
     text, path = str(where), Path(where)
     samples: SampleFiles
@@ -183,7 +183,7 @@ def open_samples(where: Path | str, *, least: int = 2) -> SampleFiles:
     else:
         samples = FolderSamples(path)
     if samples.count < least:
-        raise UserError(f"{where} holds {samples.count} pictures, but at least {least} are needed.")
+        raise UserError(f"{where} holds {samples.count} images, but at least {least} are needed.")
     return samples
 
 

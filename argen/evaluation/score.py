@@ -1,6 +1,6 @@
-"""Samples in, numbers out: the one place where a protocol meets pictures.
+"""Samples in, numbers out: the one place where a protocol meets images.
 
-Letters: B batch, N pictures, H W pixels.
+Letters: B batch, N images, H W pixels.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ from argen.evaluation.ahead import ahead
 from argen.evaluation.collected import Collected
 from argen.evaluation.comparability import differences
 from argen.evaluation.feature_metrics import feature_metrics
-from argen.evaluation.features import FeatureExtractor, build_extractor
-from argen.evaluation.metrics import nearest_centroid, nearest_rmse, picture_hashes
+from argen.evaluation.metrics import image_hashes, nearest_centroid, nearest_rmse
 from argen.evaluation.paired import Paired
-from argen.evaluation.pictures import to_uint8
 from argen.evaluation.protocol import Protocol
-from argen.evaluation.reconstructed import Pictures
+from argen.evaluation.reconstructed import Images
 from argen.evaluation.reference import Reference
 from argen.evaluation.reference_making import (
     dataset_batches,
@@ -33,36 +31,39 @@ from argen.evaluation.reference_making import (
     require_reference,
     train_name,
 )
-from argen.ranks import gather, total
+from argen.images.pixels import to_uint8
+from argen.pretrained.base import FeatureExtractor
+from argen.pretrained.features import build_extractor
+from argen.runtime.distributed import all_sum_ints, gather
 
 log = logging.getLogger(__name__)
 
 
 class Scorer:
-    """Scores pictures as they come.
+    """Scores images as they come.
 
-    Memory is constant in their number, but for a picture's hash, for the features themselves where
+    Memory is constant in their number, but for an image's hash, for the features themselves where
     a metric needs them (KID, precision and recall), and for pixels where copies are looked for.
-    Building one checks everything that can be checked before a picture exists: weights, reference,
+    Building one checks everything that can be checked before an image exists: weights, reference,
     number of samples.
 
     Args:
         protocol: what to measure and how.
-        source: the data; its training pictures are the reference where the protocol says `train`,
+        source: the data; its training images are the reference where the protocol says `train`,
             its held-out ones where it says `originals`, and its classes say whether labels are
             spread evenly.
-        samples: how many pictures will come, on all ranks together.
+        samples: how many images will come, on all ranks together.
         extractor: a network built before, else the protocol's is built.
-        reference: one made before, or pictures or a file of statistics by path; else the
+        reference: one made before, or images or a file of statistics by path; else the
             protocol's is loaded or made from `source`.
-        originals: the pictures that were reconstructed; `source.val` when not given.
+        originals: the images that were reconstructed; `source.val` when not given.
         paired: what compares reconstructions with their originals, where the protocol does.
-        copies_of: pictures (M, 3, H, W), or batches of them, that samples may be copies of, e.g.
-            reconstructions; the training pictures when not given.
+        copies_of: images (M, 3, H, W), or batches of them, that samples may be copies of, e.g.
+            reconstructions; the training images when not given.
         quick: allow fewer samples than the protocol needs; the score is named accordingly.
         weights_path: the extractor's weights, where they do not come with a package.
         device: where features are computed.
-        batch_size: pictures that go through the network at once.
+        batch_size: images that go through the network at once.
 
     Raises:
         UserError: too few samples, weights missing, no reference to be had, a reference of another
@@ -77,7 +78,7 @@ class Scorer:
         samples: int,
         extractor: FeatureExtractor | None = None,
         reference: Reference | Path | str | None = None,
-        originals: Pictures | None = None,
+        originals: Images | None = None,
         paired: Paired | None = None,
         copies_of: Tensor | Iterable[Tensor] | None = None,
         quick: bool = False,
@@ -102,7 +103,7 @@ class Scorer:
                 reference, protocol, extractor=self.extractor, batch_size=batch_size
             )
         self.reference = reference or protocol_reference(
-            protocol, self.extractor, source=source, pictures=originals, batch_size=batch_size
+            protocol, self.extractor, source=source, images=originals, batch_size=batch_size
         )
         self.foreign_reference = reference is not None and not (
             protocol.reference == "given"
@@ -119,7 +120,7 @@ class Scorer:
         self.seen = 0
         self.hashes: list[str] = []
         self.labels: list[Tensor] = []
-        self.pictures: list[Tensor] = []
+        self.images: list[Tensor] = []
         self.agreeing = 0
 
     def update(
@@ -149,9 +150,9 @@ class Scorer:
             self.collected.update(features, index_B[part])
             self.seen += len(pixels)
             if "duplicates" in metrics:
-                self.hashes += picture_hashes(pixels)
+                self.hashes += image_hashes(pixels)
             if "near_copies" in metrics:
-                self.pictures.append(pixels.cpu())
+                self.images.append(pixels.cpu())
             if labels_B is not None:
                 own = labels_B[part].cpu().long()
                 self.labels.append(own)
@@ -170,7 +171,9 @@ class Scorer:
         protocol = self.protocol
         skipped: dict[str, str] = {}
         copies = self._near_copies() if "near_copies" in protocol.metrics else None
-        agreeing, labelled, copied = total([self.agreeing, sum(map(len, self.labels)), copies or 0])
+        agreeing, labelled, copied = all_sum_ints(
+            [self.agreeing, sum(map(len, self.labels)), copies or 0]
+        )
         if "duplicates" in protocol.metrics:
             hashes = gather(self.hashes)
             if repeated := len(hashes) - len(set(hashes)):
@@ -199,11 +202,11 @@ class Scorer:
                 skipped["class_agreement"] = "the labels of the samples or reference are unknown"
         if "near_copies" in protocol.metrics:
             if copies is None:
-                skipped["near_copies"] = "there are no training pictures to look for copies of"
+                skipped["near_copies"] = "there are no training images to look for copies of"
             else:
                 numbers["near_copies"] = copied / count
                 given = self.copies_of is not None
-                numbers["near_copies_of"] = "pictures given" if given else "training pictures"
+                numbers["near_copies_of"] = "images given" if given else "training images"
         if "duplicates" in protocol.metrics:
             numbers["duplicates"] = repeated
         return {
@@ -245,9 +248,9 @@ class Scorer:
             if self.source is None:
                 return None
             references = dataset_batches(self.source.train, batch_size=256)
-        if not self.pictures:
+        if not self.images:
             return 0
-        distances = nearest_rmse(torch.cat(self.pictures), references)
+        distances = nearest_rmse(torch.cat(self.images), references)
         return int((distances < self.protocol.near_copy_rmse).sum())
 
 
@@ -262,8 +265,8 @@ def score_samples(
 
     Args:
         images: (N, 3, H, W) in [-1, 1] or uint8, or batches of them in order, or batches each with
-            the numbers (B,) of its pictures, where ranks share the work.
-        labels: (N,) classes asked for, of all ranks' pictures; None if unknown.
+            the numbers (B,) of its images, where ranks share the work.
+        labels: (N,) classes asked for, of all ranks' images; None if unknown.
         source: the data that the samples imitate.
         protocol: what to measure and how.
         **options: of `Scorer`; `samples` is taken from `images` or `labels` where they tell.
@@ -285,7 +288,7 @@ def score_samples(
         if labels is not None and len(index) and int(index.max()) >= len(labels):
             raise UserError(f"{int(index.max()) + 1} samples came with {len(labels)} labels.")
         scorer.update(pixels, None if labels is None else labels[index], index)
-    (done,) = total([scorer.seen])
+    (done,) = all_sum_ints([scorer.seen])
     if labels is not None and done != len(labels):
         raise UserError(f"{done} samples came with {len(labels)} labels.")
     return scorer.result()

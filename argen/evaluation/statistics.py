@@ -1,6 +1,6 @@
 """Mean and covariance of features, gathered batch by batch, and the Fréchet distance of two.
 
-Letters: B batch, N pictures, D feature width.
+Letters: B batch, N images, D feature width.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from argen.errors import UserError
 
 
 class GaussianStatistics:
-    """Count, sum and sum of outer products in float64: constant memory for any number of pictures.
+    """Count, sum and sum of outer products in float64: constant memory for any number of images.
 
     Args:
         dim: feature width D.
@@ -43,7 +43,7 @@ class GaussianStatistics:
     def from_moments(
         cls, mean_D: Tensor, covariance_DD: Tensor, *, count: int
     ) -> GaussianStatistics:
-        """Rebuild statistics from a stored mean and unbiased covariance of `count` pictures."""
+        """Rebuild statistics from a stored mean and unbiased covariance of `count` images."""
         statistics = cls(mean_D.shape[0])
         statistics.count = count
         statistics.origin_D = mean_D.double().clone()
@@ -61,7 +61,7 @@ class GaussianStatistics:
                 f"Features of shape {tuple(features_BD.shape)} do not fit width {self.dim}."
             )
         if not bool(torch.isfinite(features_BD).all()):
-            raise UserError("Features are not finite; the pictures hold NaN or infinity.")
+            raise UserError("Features are not finite; the images hold NaN or infinity.")
         if features_BD.shape[0] == 0:
             return self
         features = features_BD.to(self.sum_D.device, torch.float64)
@@ -87,7 +87,7 @@ class GaussianStatistics:
         return (self.outer_DD - self.count * torch.outer(shift, shift)) / (self.count - 1)
 
     def merge(self, other: GaussianStatistics) -> GaussianStatistics:
-        """Add the pictures counted by `other` and return self."""
+        """Add the images counted by `other` and return self."""
         if other.dim != self.dim:
             raise UserError(f"Statistics of widths {self.dim} and {other.dim} do not merge.")
         if other.count == 0:
@@ -152,7 +152,7 @@ class GaussianStatistics:
 
     def _need(self, least: int) -> None:
         if self.count < least:
-            raise UserError(f"Statistics need at least {least} pictures, not {self.count}.")
+            raise UserError(f"Statistics need at least {least} images, not {self.count}.")
 
 
 def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
@@ -160,11 +160,11 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
 
     |mean_a - mean_b|^2 + tr(A) + tr(B) - 2 tr((A B)^(1/2)). The last trace is the sum of the
     singular values of A^(1/2) B^(1/2), taken over the directions in which A and B vary at all:
-    with fewer pictures than features both are rank-deficient, where a matrix square root of A B
+    with fewer images than features both are rank-deficient, where a matrix square root of A B
     gains the root of the rounding error in every empty direction.
 
     Raises:
-        UserError: different widths, or fewer than two pictures.
+        UserError: different widths, or fewer than two images.
     """
     if a.dim != b.dim:
         raise UserError(

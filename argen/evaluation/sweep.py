@@ -7,8 +7,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from argen.checkpoint import replacing
 from argen.errors import UserError
+from argen.runtime.files import replacing
 
 SWEPT = ("cfg", "top_k", "top_p", "min_p", "temperature")
 SHOWN = ("inception_score", "precision", "recall", "class_agreement", "duplicates")

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from argen.errors import IncompatibleError, UserError
 from argen.generators.conditioning import Cond, Conditioner, condition_vector
-from argen.generators.heads import CategoricalHead, Head
+from argen.generators.heads.base import Head
+from argen.generators.heads.categorical import CategoricalHead
 from argen.generators.next_token import NextToken
 from argen.generators.plan import Plan
 from argen.layers.adaln import AdaLNBlock, AdaNorm, Modulation, Modulations, run_modulated

@@ -18,7 +18,7 @@ from argen.errors import IncompatibleError, UserError
 from argen.generators.base import Generator, LossOutput
 from argen.generators.conditioning import Cond, Conditioner
 from argen.generators.gpt import rotary_rows
-from argen.generators.heads import CategoricalHead
+from argen.generators.heads.categorical import CategoricalHead
 from argen.generators.next_token import compute_dtype
 from argen.generators.plan import Plan
 from argen.layers.cache import KVCache, Window

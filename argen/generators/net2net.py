@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from argen.errors import IncompatibleError, UserError
 from argen.generators.base import LossOutput
 from argen.generators.conditioning import Cond, Conditioner
-from argen.generators.heads import CategoricalHead
+from argen.generators.heads.categorical import CategoricalHead
 from argen.generators.next_token import NextToken
 from argen.generators.orders import grid_order
 from argen.generators.plan import Plan

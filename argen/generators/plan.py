@@ -14,7 +14,7 @@ from argen.spec import CodeSpec
 
 @dataclass(frozen=True)
 class Plan:
-    """The factorisation p(group 1) p(group 2 | group 1) ... of a picture's codes.
+    """The factorisation p(group 1) p(group 2 | group 1) ... of an image's codes.
 
     Attributes:
         groups: positions (into the L codes) of each group, in the order they are drawn.

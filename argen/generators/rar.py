@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from argen.errors import IncompatibleError, UserError
 from argen.generators.base import LossOutput
 from argen.generators.conditioning import Cond, Conditioner, condition_vector
-from argen.generators.heads import CategoricalHead
+from argen.generators.heads.categorical import CategoricalHead
 from argen.generators.next_token import NextToken
 from argen.generators.plan import Plan
 from argen.layers.adaln import AdaLNBlock, AdaNorm, Modulation, Modulations, run_modulated
@@ -29,7 +29,7 @@ from argen.layers.noise import Noise
 from argen.layers.steps import arrange, positions_of, restore
 from argen.spec import CodeSpec
 
-ROWS_AHEAD = 32  # rows whose modulations are computed at once: 16 codes of a guided picture
+ROWS_AHEAD = 32  # rows whose modulations are computed at once: 16 codes of a guided image
 COIN, SHUFFLE = 0, 1  # the `use` of the draws that make the training orders
 
 

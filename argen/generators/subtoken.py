@@ -16,8 +16,8 @@ from argen.errors import UserError
 from argen.generators.base import LossOutput
 from argen.generators.conditioning import Cond, Conditioner
 from argen.generators.gpt import GPT, rotary_rows
-from argen.generators.split import VocabularySplit
-from argen.generators.subtoken_heads import (
+from argen.generators.heads.split import VocabularySplit
+from argen.generators.heads.subtoken import (
     FactorisedHead,
     ParallelHead,
     SubTokenEmbedding,

@@ -1,7 +1,7 @@
 """Next-scale prediction: VAR (arXiv 2404.02905).
 
 All codes of a scale are drawn in one pass, given all coarser scales. What the network reads at a
-scale is the picture so far: the sum of all coarser scales, shrunk to this scale's grid, which only
+scale is the image so far: the sum of all coarser scales, shrunk to this scale's grid, which only
 the tokenizer's quantiser can make. `bind` hands the generator a frozen copy of it.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +18,33 @@ from torch import Tensor, nn
 from argen.errors import IncompatibleError, UserError
 from argen.generators.base import Generator, LossOutput
 from argen.generators.conditioning import Cond, Conditioner, condition_vector
-from argen.generators.heads import CategoricalHead
+from argen.generators.heads.categorical import CategoricalHead
 from argen.generators.next_token import compute_dtype
 from argen.generators.plan import Plan
-from argen.generators.pyramid import Pyramid
 from argen.layers.adaln import AdaLNBlock, AdaNorm, Modulation
 from argen.layers.cache import KVCache, Window
 from argen.layers.masks import block_causal, dense_mask
 from argen.layers.noise import Noise
 from argen.spec import CodeSpec, require_same_spec
+
+
+class Pyramid(Protocol):
+    """A multi-scale quantiser without its search; maps are (B, C, h, w), rows (B, n, C)."""
+
+    def blank(self, batch: int) -> Tensor:
+        """Return the empty map."""
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Return the vectors of ids."""
+
+    def spread(self, rows_BnC: Tensor, k: int) -> Tensor:
+        """Return what the vectors of scale `k` add to the map."""
+
+    def at_scale(self, map_BChw: Tensor, k: int) -> Tensor:
+        """Return the map shrunk to scale `k`, as vectors."""
+
+    def inputs(self, ids_BL: Tensor) -> Tensor:
+        """Return the map so far at every scale but the first, (B, L - n_0, C)."""
 
 
 @dataclass

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from argen.build import build
-from argen.checkpoint import load_strict
 from argen.errors import CheckpointError
+from argen.runtime.checkpoint import load_strict
 
 StateDict = dict[str, Tensor]
 Rule = tuple[str, str | None]

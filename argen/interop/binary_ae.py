@@ -146,7 +146,7 @@ def import_tokenizer(
     Args:
         checkpoint: what the file holds: the whole GAN, its autoencoder under `ae.`.
         source: the file, for messages.
-        image_size: side of the pictures.
+        image_size: side of the images.
         signed: whether the model was trained with `use_tanh`, which the weights do not show.
     """
     weights = unwrap(checkpoint, keys=WRAPPERS, source=source)

@@ -110,7 +110,7 @@ def import_generator(
     Args:
         checkpoint: what the file holds.
         source: the file, for messages.
-        image_size: side of the pictures; with `factor` it gives the code grid.
+        image_size: side of the images; with `factor` it gives the code grid.
         factor: the tokenizer's down-sampling.
         heads: attention heads, where the size is not one of the published ones.
         embed_dim: width of the tokenizer's vectors, which the weights do not show; as many as there

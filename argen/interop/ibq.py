@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from argen.interop import taming
 from argen.interop.base import Imported, StateDict, unwrap
 from argen.interop.ibq_ar import import_generator as import_generator
+from argen.interop.taming import tokenizer as taming
 
 
 def tokenizer_weights(
@@ -60,7 +60,7 @@ def import_tokenizer(
     Args:
         checkpoint: what the file holds.
         source: the file, for messages.
-        image_size: side of the pictures.
+        image_size: side of the images.
         ema: take the averaged copies; by default where the file has any, as the released
             evaluation does.
     """

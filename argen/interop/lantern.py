@@ -43,7 +43,7 @@ def drafter_config(config: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"LANTERN's drafters have SiLU gates, not {config['hidden_act']}.")
     spec = CodeSpec("discrete", (Segment(GRIDS[kind], vocab_sizes=(config["vocab_size"],), dim=8),))
     return {
-        "_target_": "argen.generators.feature_drafter.FeatureDrafter",
+        "_target_": "argen.generators.drafter.feature_drafter.FeatureDrafter",
         "spec": spec.to_dict(),
         "dim": config["hidden_size"],
         "heads": config["num_attention_heads"],

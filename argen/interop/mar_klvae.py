@@ -102,7 +102,7 @@ def tokenizer_config(config: Mapping[str, Any], *, image_size: int | list[int]) 
     encoder = shared | {"attn_resolutions": (16,)} | dict(config.get("Encoder", {}))
     decoder = shared | dict(config.get("Decoder", {}))
     if decoder.get("give_pre_end"):
-        raise UserError("give_pre_end returns features, not pictures; leave it false.")
+        raise UserError("give_pre_end returns features, not images; leave it false.")
     variational = whole.get("use_variational", True)
     scale = config.get("scaling_factor", SCALE)
     return {
@@ -205,7 +205,7 @@ def import_tokenizer(
     Args:
         checkpoint: what the file holds.
         source: the file, for messages.
-        image_size: side of the pictures; any that the network's factor divides.
+        image_size: side of the images; any that the network's factor divides.
         scale: factor of the latents, 1 / std: 0.2325 for KL-16, 0.18215 for Stable Diffusion.
         keep: prefixes of the autoencoder's own keys; a training checkpoint also holds losses.
     """

@@ -138,7 +138,7 @@ def import_generator(
     Args:
         checkpoint: what the file holds.
         source: the file, for messages.
-        image_size: side of the pictures, as for all importers; these codes have no grid to fit.
+        image_size: side of the images, as for all importers; these codes have no grid to fit.
         heads: attention heads, where the size is not a published one.
         code_dim: width of the tokenizer's codebook rows, which the generator does not show.
     """

@@ -1,6 +1,6 @@
 """MaskGIT-VQGAN (google-research/maskgit, arXiv 2202.04200) as ported by bytedance/1d-tokenizer.
 
-Both are Apache-2.0. The networks work on pictures in [0, 1]; argen's tokenizer, as all, on [-1, 1].
+Both are Apache-2.0. The networks work on images in [0, 1]; argen's tokenizer, as all, on [-1, 1].
 """
 
 from __future__ import annotations

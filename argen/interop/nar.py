@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from argen.errors import CheckpointError, UserError
-from argen.interop import llamagen
 from argen.interop.base import Imported, Rule, StateDict, rename, unwrap
 from argen.interop.llamagen import import_tokenizer as import_tokenizer
+from argen.interop.llamagen import llamagen
 
 HEADS = llamagen.HEADS | {(18, 1024): 16}
 
@@ -55,7 +55,7 @@ def import_generator(
     Args:
         checkpoint: what the file holds.
         source: the file, for messages.
-        image_size: side of the pictures; with `factor` it gives the code grid.
+        image_size: side of the images; with `factor` it gives the code grid.
         factor: the tokenizer's down-sampling.
         heads: attention heads, where the size is not one of the published ones.
         down_layers: blocks of the down head alone, invisible in the weights.

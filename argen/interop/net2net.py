@@ -210,7 +210,7 @@ def import_generator(
     Args:
         checkpoint: what the file holds.
         source: the file, for messages.
-        image_size: side of the pictures; with `factor` it gives the code grid.
+        image_size: side of the images; with `factor` it gives the code grid.
         factor: the tokenizer's down-sampling.
         condition: `class`, `start` (unconditional) or `tokens` (depth, segmentation, coordinates).
         ids: number of classes (1000), the start token (0), or the number of condition ids (all).

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from argen.interop import titok
 from argen.interop.base import Imported
 from argen.interop.maskgit import import_generator as import_generator
+from argen.interop.titok import tokenizer as titok
 
 
 def import_tokenizer(

@@ -12,7 +12,7 @@ from argen.errors import CheckpointError, UserError
 from argen.interop.base import Imported, Rule, StateDict, rename, unwrap
 from argen.interop.open_magvit2_ar import import_generator as import_generator
 from argen.interop.open_magvit2_ar import sub_token_bits
-from argen.interop.taming import ema_weights
+from argen.interop.taming.tokenizer import ema_weights
 
 WRAPPERS = ("state_dict", "model")
 
@@ -103,7 +103,7 @@ def tokenizer_config(
 
     Args:
         config: with `ddconfig`, `n_embed`, `embed_dim` and optionally `token_factorization`.
-        image_size: side, or (H, W), of the pictures.
+        image_size: side, or (H, W), of the images.
         groups: groups of bits in the entropies (WeTok).
     """
     bits = config["ddconfig"]["z_channels"]
@@ -150,7 +150,7 @@ def import_tokenizer(
     Args:
         checkpoint: what the file holds.
         source: the file, for messages.
-        image_size: side of the pictures.
+        image_size: side of the images.
         ema: take the averaged copies; by default where the file has any, as the released
             evaluation does. A generator's file holds the plain weights it was trained with.
         split: bits of each sub-token, [6, 12] for the released generators; read off a generator's

@@ -109,7 +109,7 @@ def import_generator(
     Args:
         checkpoint: what the file holds.
         source: the file, for messages.
-        image_size: side of the pictures.
+        image_size: side of the images.
         factor: the tokenizer's down-sampling; where the number of codes is not that of the grid
             these two give, they are taken for a line, as of TiTok.
         code_dim: width of the tokenizer's codebook; 256 for MaskGIT-VQGAN, the published one.

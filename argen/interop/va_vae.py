@@ -26,7 +26,7 @@ def import_tokenizer(
     Args:
         checkpoint: what the file holds; the loss networks in it are left out.
         source: the file, for messages.
-        image_size: side of the pictures.
+        image_size: side of the images.
         statistics: `mean` and `std` of the latents, from the published `latents_stats.pt`;
             without it they are 0 and 1, and `KLTokenizer.measure` finds them.
     """

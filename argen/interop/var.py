@@ -107,7 +107,7 @@ def import_generator(
     Args:
         checkpoint: what the file holds; its scales are stored in it.
         source: the file, for messages.
-        image_size: side of the pictures it is wanted for, to be refused if it draws others.
+        image_size: side of the images it is wanted for, to be refused if it draws others.
         factor: the tokenizer's down-sampling.
         heads: attention heads, where they are not visible and not 64 wide as the published ones.
     """
@@ -123,7 +123,7 @@ def import_generator(
         raise CheckpointError(f"{source}: scales of {counts} codes are not square.")
     if image_size is not None and image_size != sides[-1] * factor:
         raise UserError(
-            f"{source} draws pictures of {sides[-1] * factor} px, not {image_size}: set "
+            f"{source} draws images of {sides[-1] * factor} px, not {image_size}: set "
             f"image_size={sides[-1] * factor}."
         )
     temperature = weights.get("blocks.0.attn.scale_mul_1H11")

@@ -136,7 +136,7 @@ def import_tokenizer(
     Args:
         checkpoint: what the file holds.
         source: the file, for messages.
-        image_size: side of the pictures; picks the published pyramid.
+        image_size: side of the images; picks the published pyramid.
         scales: any other pyramid; the weights do not depend on it.
         quant_resi: weight of the smoothing convolutions, invisible in the weights.
         znorm: whether codes are compared by cosine, invisible too.

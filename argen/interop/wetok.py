@@ -45,7 +45,7 @@ def import_tokenizer(
     Args:
         checkpoint: what the file holds.
         source: the file, for messages.
-        image_size: side of the pictures.
+        image_size: side of the images.
         ema: take the averaged copies; by default where the file has any.
         group_bits: bits of a group, which the weights do not show; 8 in all released files.
     """

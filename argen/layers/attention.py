@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from argen.errors import UserError
 from argen.layers.cache import KVCache, Window
+from argen.layers.cpu.product_attention import product_attention
 from argen.layers.norms import UnitNorm, make_norm
-from argen.layers.product_attention import product_attention
 from argen.layers.rope import apply_rope
 
 

@@ -48,7 +48,7 @@ class KVCache:
 
     Args:
         layers: number of layers.
-        rows: number of rows R; guided sampling uses two rows a picture.
+        rows: number of rows R; guided sampling uses two rows an image.
         heads: number of key/value heads.
         slots: number of slots S, allocated once.
         head_dim: width of a head.
@@ -115,7 +115,7 @@ class KVCache:
         self.modulations = None
 
 
-class Glance(KVCache):
+class ReadOnlyView(KVCache):
     """A cache as a pass sees it that leaves nothing behind: new tokens attend, none are stored.
 
     Args:

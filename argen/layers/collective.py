@@ -40,7 +40,7 @@ def all_mean(total: Tensor, count: int) -> Tensor:
     return share + (value - share).detach()
 
 
-def from_first(x: Tensor) -> Tensor:
+def from_rank_zero(x: Tensor) -> Tensor:
     """Return the first process's `x` on every process."""
     if world_size() > 1:
         x = x.clone()

@@ -1,6 +1,6 @@
 """Random numbers keyed by (sample seed, position, use): the same whatever the batch or device.
 
-A counter-based generator hashes the key, so a draw depends on nothing but its key: a picture is
+A counter-based generator hashes the key, so a draw depends on nothing but its key: an image is
 the same alone or in a batch of 64, on one process or on eight, and may be drawn out of order.
 Recorded draws replace it where a published run is replayed.
 """

@@ -46,7 +46,7 @@ class TextReader:
     ) -> TextFeatures:
         """Return features (B, T, F) of B texts.
 
-        Equal texts are read once, and each by itself, so that its features, and the picture drawn
+        Equal texts are read once, and each by itself, so that its features, and the image drawn
         from them, do not depend on what else was asked for.
 
         Args:

@@ -41,7 +41,7 @@ class Tokenizer(nn.Module, ABC):
         image_size: (H, W) that `spec` describes.
         factor: H and W must be divisible by it.
         spec: the codes of one image.
-        spatial: whether codes have places in the picture: a grid, or a pyramid of them.
+        spatial: whether codes have places in the image: a grid, or a pyramid of them.
         frozen_parts: parts that training leaves alone, and which must therefore be given weights.
     """
 
@@ -133,7 +133,7 @@ class Tokenizer(nn.Module, ABC):
             if low < -1 - RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
                 raise UserError(
                     f"Images must lie in [-1, 1], but reach from {low:.3g} to {high:.3g}; "
-                    "rescale 0..255 pictures by x / 127.5 - 1."
+                    "rescale 0..255 images by x / 127.5 - 1."
                 )
 
     def require_plain_decode(

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from argen.errors import UserError
+from argen.images.pixels import as_size
 from argen.layers.adaptive_norm import AdaptiveGroupNorm
 from argen.layers.conv import Downsample, Upsample, group_norm
 from argen.layers.levels import Level, middle
 from argen.layers.noise import Noise
 from argen.spec import CodeSpec
-from argen.tokenizers.base import Tokenizer, TokenizerOutput, as_size
+from argen.tokenizers.base import Tokenizer, TokenizerOutput
 from argen.tokenizers.causal_prior import CausalPrior
 from argen.tokenizers.quantizers.base import Quantizer
 

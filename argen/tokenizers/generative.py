@@ -18,8 +18,8 @@ USE = 1  # tells the decoder's draws from those of a stochastic encoder at the s
 class GenerativeDecoder(Decoder):
     """A `Decoder` that reads normal noise beside the codes; its adaptive norms read codes only.
 
-    Two pictures of the same codes differ in their draws. Without noise it draws from torch's
-    generator in training; in evaluation it makes one fixed draw, the same for every picture.
+    Two images of the same codes differ in their draws. Without noise it draws from torch's
+    generator in training; in evaluation it makes one fixed draw, the same for every image.
 
     Args:
         in_channels: channels of the codes, and of the noise.
@@ -45,7 +45,7 @@ class GenerativeDecoder(Decoder):
 
 
 class SecondStage(CNNTokenizer):
-    """A `CNNTokenizer` of which only the decoder learns; encoder and quantiser stand still.
+    """A `CNNTokenizer` of which only the decoder learns; encoder and quantiser are frozen.
 
     Args:
         options: as in `CNNTokenizer`.
@@ -59,7 +59,7 @@ class SecondStage(CNNTokenizer):
             self.get_submodule(part).requires_grad_(False)
 
     def train(self, mode: bool = True) -> SecondStage:
-        """Set the mode of the decoder; what stands still stays in evaluation."""
+        """Set the mode of the decoder; what is frozen stays in evaluation."""
         super().train(mode)
         self.encoder.eval()
         self.quantizer.eval()

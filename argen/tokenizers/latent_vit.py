@@ -1,4 +1,4 @@
-"""Transformers between a picture and K latent tokens that have no place in it (TiTok).
+"""Transformers between an image and K latent tokens that have no place in it (TiTok).
 
 The encoder reads patches together with K learned tokens and keeps only those; the decoder reads K
 vectors together with one mask token a patch and keeps only the patches (arXiv 2406.07550).
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from argen.errors import UserError
+from argen.images.pixels import as_size
 from argen.layers.transformer import Block
-from argen.tokenizers.base import as_size
 
 
 def patch_grid(image_size: int | tuple[int, int], patch: int) -> tuple[int, int]:
-    """Return the (h, w) grid of patches of a picture."""
+    """Return the (h, w) grid of patches of an image."""
     height, width = as_size(image_size)
     if height % patch or width % patch:
         near = "x".join(str(max(1, round(side / patch)) * patch) for side in (height, width))
@@ -62,7 +62,7 @@ class LatentEncoder(nn.Module):
         layers: number of blocks.
         heads: attention heads.
         init_std: standard deviation of the initial weights. The published 0.02 suits wide networks;
-            narrow ones start blind to the picture with it.
+            narrow ones start blind to the image with it.
         legacy_layout: read the (K, D) buffer of the latent tokens as (D, K) before the last layer,
             which mixes the latents; the released two-stage models were trained that way.
     """
@@ -115,7 +115,7 @@ class LatentEncoder(nn.Module):
 
 
 class PixelHead(nn.Module):
-    """Patch vectors to pixels: a linear layer a patch, then a 3x3 convolution over the picture."""
+    """Patch vectors to pixels: a linear layer a patch, then a 3x3 convolution over the image."""
 
     def __init__(self, dim: int, patch: int, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class LatentDecoder(nn.Module):
     """K vectors, or a prefix of them, to an image or to proxy-code logits.
 
     Args:
-        image_size: side, or (H, W), of the picture.
+        image_size: side, or (H, W), of the image.
         patch: side of a patch.
         latents: the most latent tokens K.
         in_channels: width of the vectors.

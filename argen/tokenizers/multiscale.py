@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from argen.errors import UserError
+from argen.images.pixels import as_size
 from argen.layers.noise import Noise
 from argen.spec import CodeSpec
-from argen.tokenizers.base import Tokenizer, TokenizerOutput, as_size
+from argen.tokenizers.base import Tokenizer, TokenizerOutput
 from argen.tokenizers.cnn import Decoder, Encoder
 from argen.tokenizers.quantizers.multiscale import MultiScaleVQ, Scales, as_scales
 
@@ -18,7 +19,7 @@ class MultiScaleTokenizer(Tokenizer):
     """Encoder, convolution, pyramid of codes, convolution, decoder.
 
     The codes of all scales stand one after another, coarse first, so any prefix of whole scales
-    decodes to a preview of the picture.
+    decodes to a preview of the image.
 
     Args:
         encoder: image to latent map.
@@ -44,7 +45,7 @@ class MultiScaleTokenizer(Tokenizer):
         (h, w), (H, W) = quantizer.scales[-1], self.image_size
         if (h * self.factor, w * self.factor) != (H, W):
             raise UserError(
-                f"The scales end at {h}x{w}, which is a picture of {h * self.factor}x"
+                f"The scales end at {h}x{w}, which is an image of {h * self.factor}x"
                 f"{w * self.factor} for this encoder, not image_size {H}x{W}: change one of them."
             )
         latent, wanted = encoder.conv_out.out_channels, decoder.conv_in.in_channels
@@ -75,7 +76,7 @@ class MultiScaleTokenizer(Tokenizer):
             images: (B, 3, H, W) in [-1, 1].
             noise: unused, encoding is deterministic.
             text: unused.
-            scales: another pyramid, for pictures of another size or shape than `image_size`.
+            scales: another pyramid, for images of another size or shape than `image_size`.
         """
         self.check_images(images)
         return self.quantizer.encode(self.latents(images), scales=_given(scales))

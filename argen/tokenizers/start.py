@@ -38,7 +38,7 @@ def start_from(
 
     Raises:
         CheckpointError: if weights are missing or of another shape; names the first three.
-        UserError: if a part that stands still in training is given no weights, or `fresh` names
+        UserError: if a part that is frozen in training is given no weights, or `fresh` names
             no part.
     """
     own = tokenizer.state_dict()

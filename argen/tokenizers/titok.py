@@ -1,8 +1,8 @@
-"""TiTok: a picture as K tokens in a row instead of a grid, and the models grown from it.
+"""TiTok: an image as K tokens in a row instead of a grid, and the models grown from it.
 
 One class serves TiTok (arXiv 2406.07550) in its two-stage and single-stage forms, with vector
 quantisation or a Gaussian; TA-TiTok, whose decoder also reads text (arXiv 2501.07730); and
-One-D-Piece, whose pictures can be cut after any number of tokens (arXiv 2501.10064).
+One-D-Piece, whose images can be cut after any number of tokens (arXiv 2501.10064).
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from argen.errors import UserError
+from argen.images.pixels import as_size
 from argen.layers.noise import Noise
 from argen.spec import CodeSpec, Segment
-from argen.tokenizers.base import Tokenizer, TokenizerOutput, as_size
+from argen.tokenizers.base import Tokenizer, TokenizerOutput
 from argen.tokenizers.latent_vit import LatentDecoder, LatentEncoder, PixelHead, ProxyHead
 from argen.tokenizers.proxy_codes import ProxyCodes
 from argen.tokenizers.quantizers.base import Quantizer
@@ -118,7 +119,7 @@ class TiTok(Tokenizer):
             )
 
     def train(self, mode: bool = True) -> TiTok:
-        """Set training mode, except for the parts that stand still."""
+        """Set training mode, except for the parts that are frozen."""
         super().train(mode)
         if self.second_stage:
             self.encoder.eval()
@@ -281,7 +282,7 @@ class TiTok(Tokenizer):
         return self.proxy.decoder.conv_out.weight if self.second_stage and self.proxy else None
 
     def encoder_last_layer(self) -> Tensor | None:
-        """Return the weight of the encoder's last layer; None where it stands still."""
+        """Return the weight of the encoder's last layer; None where it is frozen."""
         return None if self.second_stage else self.encoder.out.weight
 
 

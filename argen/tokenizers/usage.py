@@ -1,6 +1,6 @@
 """How many codes are used, and how evenly: one place for training, evaluation and benchmarks.
 
-Usage depends on the number of pictures: a batch cannot cover a large vocabulary. Collect over a
+Usage depends on the number of images: a batch cannot cover a large vocabulary. Collect over a
 whole set, and report its size with the numbers.
 """
 
@@ -42,7 +42,7 @@ class CodeUsage:
     Args:
         spec: what the codes are; `continuous` codes cannot be counted.
         positions: also count each position apart, for `bits_per_image`, the sum over positions of
-            the entropy of what stands there: an upper bound of the information in a picture.
+            the entropy of what stands there: an upper bound of the information in an image.
     """
 
     def __init__(self, spec: CodeSpec, *, positions: bool = False) -> None:
@@ -75,7 +75,7 @@ class CodeUsage:
     def update(self, codes: Tensor) -> None:
         """Count codes (B, L), (B, L, G) or (B, L, bits); a grid (B, h, w, ...) counts as well.
 
-        Negative ids, which stand for levels left out, are not counted. Pictures of another size
+        Negative ids, which stand for levels left out, are not counted. Images of another size
         than the spec's are welcome where the spec has one segment and `positions` is off.
         """
         tail = 1 if len(self.sizes[0]) > 1 or self.spec.kind == "binary" else 0

@@ -16,12 +16,12 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 
 from argen.data.tar_stream import TarStream
-from argen.device import pick_device, pick_precision
 from argen.errors import Preempted, UserError
 from argen.generators.base import Generator
-from argen.generators.feature_drafter import FeatureDrafter
+from argen.generators.drafter.feature_drafter import FeatureDrafter
+from argen.runtime.device import pick_device, pick_precision
 from argen.training.checkpoints import LAST, SafeCheckpointIO, newest_valid
-from argen.training.drafter_task import DrafterTask
+from argen.training.code_tasks import DrafterTask
 from argen.training.ema import EMA
 from argen.training.finite import FiniteSteps
 from argen.training.loggers import make_logger

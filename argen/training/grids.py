@@ -1,4 +1,4 @@
-"""Pictures to look at while a stage trains."""
+"""Images to look at while a stage trains."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from argen.grid import draw_grid, save_picture
+from argen.images.files import save_image
+from argen.images.grid import draw_grid
 from argen.pipeline import Pipeline
 from argen.text.reader import TextReader
 from argen.tokenizers.base import Tokenizer
-from argen.training.loggers import log_picture
+from argen.training.loggers import log_image
 
 
 def reconstruction_grid(tokenizer: Tokenizer, images: Tensor) -> Any:
@@ -28,12 +29,12 @@ def reconstruction_grid(tokenizer: Tokenizer, images: Tensor) -> Any:
     with torch.inference_mode():
         device = next(tokenizer.parameters()).device
         decoded = tokenizer.decode(tokenizer.encode(images.to(device))).float().clamp(-1, 1)
-    rows = [("held-out pictures", images), ("reconstructed from their codes", decoded.cpu())]
+    rows = [("held-out images", images), ("reconstructed from their codes", decoded.cpu())]
     return draw_grid(rows, columns=16)
 
 
 class ReconstructionGrid(Callback):
-    """Draws held-out pictures and their reconstructions after each validation.
+    """Draws held-out images and their reconstructions after each validation.
 
     Args:
         images: (n, 3, H, W) in [-1, 1].
@@ -47,18 +48,18 @@ class ReconstructionGrid(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw, unless this is the sanity check before training."""
         if not trainer.sanity_checking:
-            picture = reconstruction_grid(pl_module.tokenizer, self.images)  # type: ignore[arg-type]
-            _publish(trainer, picture, self.directory, "reconstructions")
+            image = reconstruction_grid(pl_module.tokenizer, self.images)  # type: ignore[arg-type]
+            _publish(trainer, image, self.directory, "reconstructions")
 
 
 class SampleGrid(Callback):
-    """Draws a grid of new pictures, one row a class or text, after each validation.
+    """Draws a grid of new images, one row a class or text, after each validation.
 
     Args:
         tokenizer: decodes what the generator draws.
         class_names: in the order of the labels.
         directory: where `step-N.png` goes.
-        per_class: pictures a row.
+        per_class: images a row.
         most_classes: rows at most.
         texts: one a row, in place of classes.
         reader: reads them.
@@ -103,7 +104,7 @@ class SampleGrid(Callback):
         _publish(trainer, samples.grid(), self.directory, "samples")
 
 
-def _publish(trainer: Trainer, picture: Any, directory: Path, name: str) -> None:
-    """Write a grid beside the checkpoints, and hand it to loggers that take pictures."""
-    save_picture(picture, directory / f"step-{trainer.global_step:07d}.png")
-    log_picture(trainer, name, picture)
+def _publish(trainer: Trainer, image: Any, directory: Path, name: str) -> None:
+    """Write a grid beside the checkpoints, and hand it to loggers that take images."""
+    save_image(image, directory / f"step-{trainer.global_step:07d}.png")
+    log_image(trainer, name, image)

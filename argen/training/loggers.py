@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from argen.errors import UserError
-from argen.ranks import first
+from argen.runtime.distributed import is_rank_zero
 
 
 def make_logger(
@@ -44,7 +44,7 @@ def make_logger(
             id=identity.read_text().strip() if identity.is_file() else None,
             config=config,
         )
-        if first():  # a resumed run goes on in the same chart
+        if is_rank_zero():  # a resumed run goes on in the same chart
             identity.write_text(str(logger.experiment.id))
         return logger
     raise UserError(
@@ -52,14 +52,14 @@ def make_logger(
     )
 
 
-def log_picture(trainer: Trainer, name: str, picture: Any) -> None:
-    """Hand a PIL picture to the loggers that take pictures."""
+def log_image(trainer: Trainer, name: str, image: Any) -> None:
+    """Hand a PIL image to the loggers that take images."""
     import numpy as np
 
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_image(key=name, images=[picture], step=trainer.global_step)
+            logger.log_image(key=name, images=[image], step=trainer.global_step)
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(
-                name, np.asarray(picture), trainer.global_step, dataformats="HWC"
+                name, np.asarray(image), trainer.global_step, dataformats="HWC"
             )

@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from argen.errors import UserError
-from argen.generators.bert import BertBlock
-from argen.generators.uvit import UViTBlock
+from argen.generators.maskgit.bert import BertBlock
+from argen.generators.maskgit.uvit import UViTBlock
 from argen.layers.conv import ResBlock
 from argen.layers.transformer import Block
 

@@ -16,8 +16,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from argen.generators.base import Generator, LossOutput
+from argen.training.code_tasks import GeneratorTask
 from argen.training.ema import warmed_up
-from argen.training.generator_task import GeneratorTask
 from argen.training.recompute import BLOCKS
 
 AVERAGED = "averaged_weights"

@@ -11,19 +11,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import default_collate
 
-from argen.flops import count_flops, peak_flops
+from argen.runtime.flops import count_flops, peak_flops
 
 
 class Throughput(Callback):
     """Logs `images_per_second`, `tokens_per_second` and `mfu` with the other details.
 
-    The clock stands still while a run validates. MFU counts the products of the plain forward and
+    The clock is frozen while a run validates. MFU counts the products of the plain forward and
     backward pass of the trained network alone, not what checkpointing repeats, nor losses' own
     networks (arXiv 2204.02311, appendix B).
 
     Args:
         batch_size: samples of a step, over all ranks.
-        tokens: codes a sample; 0 for stages that train on pictures.
+        tokens: codes a sample; 0 for stages that train on images.
         flops: products of a training step a sample, see `training_flops`.
         peak: FLOPs a second of all devices together; None where it is not known.
     """

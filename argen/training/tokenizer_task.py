@@ -1,4 +1,4 @@
-"""Stage 1: train a tokenizer to reconstruct pictures, with a discriminator if there is one."""
+"""Stage 1: train a tokenizer to reconstruct images, with a discriminator if there is one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from argen.objectives.objective import Objective
 from argen.tokenizers.base import Tokenizer
-from argen.tokenizers.objective import Objective
 from argen.tokenizers.schedules import apply_step
 from argen.tokenizers.usage import CodeUsage
 from argen.training.optim import Optim
@@ -46,7 +46,7 @@ class TokenizerTask(Task):
     ) -> None:
         super().__init__(optim=optim, steps=steps, seed=seed)
         self.automatic_optimization = False
-        # Parts that stand still put themselves into evaluation: a codebook would drift otherwise.
+        # Parts that are frozen put themselves into evaluation: a codebook would drift otherwise.
         self.tokenizer, self.objective = tokenizer.train(), objective
         self.discriminator_optim = discriminator_optim or optim
         # The tokenizer's backward pass does not reach the discriminator, nor the other way round.
@@ -89,7 +89,7 @@ class TokenizerTask(Task):
         """Let each side take its step on its loss; `values` holds the terms of both afterwards.
 
         Args:
-            images: pictures (B, 3, H, W) in [-1, 1].
+            images: images (B, 3, H, W) in [-1, 1].
             step: training step.
             move: given a side, 0 the tokenizer or 1 the discriminator, and its loss.
 
@@ -132,7 +132,7 @@ class TokenizerTask(Task):
         schedule.step()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Collect squared errors and codes of held-out pictures."""
+        """Collect squared errors and codes of held-out images."""
         images = batch["image"]
         codes = self.tokenizer.encode(images)
         decoded = self.tokenizer.decode(codes).float().clamp(-1, 1)

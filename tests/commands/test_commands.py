@@ -13,7 +13,7 @@ from runs import TINY, call, command
 
 import argen
 from argen import cli
-from argen.checkpoint import read_json
+from argen.runtime.files import read_json
 
 
 def test_training_leaves_everything(workplace: Path) -> None:
@@ -49,7 +49,7 @@ def test_sampling_is_the_same_at_any_batch_size(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(workplace)
-    pictures = []
+    images = []
     for size in (1, 4):
         words = ["sample", "model=outputs/digits/model", "classes=[three,7]", "n=3", "cfg=2.0"]
         status, out, err = call(
@@ -57,11 +57,11 @@ def test_sampling_is_the_same_at_any_batch_size(
         )
         assert status == 0, err
         assert "decoder exact" in out
-        pictures.append(np.load(workplace / f"b{size}" / "samples.npz"))
-    assert pictures[0]["arr_0"].shape == (6, 16, 16, 3)
-    assert pictures[0]["arr_0"].dtype == np.uint8
-    assert (pictures[0]["arr_0"] == pictures[1]["arr_0"]).all()
-    assert pictures[0]["labels"].tolist() == [3, 3, 3, 7, 7, 7]
+        images.append(np.load(workplace / f"b{size}" / "samples.npz"))
+    assert images[0]["arr_0"].shape == (6, 16, 16, 3)
+    assert images[0]["arr_0"].dtype == np.uint8
+    assert (images[0]["arr_0"] == images[1]["arr_0"]).all()
+    assert images[0]["labels"].tolist() == [3, 3, 3, 7, 7, 7]
 
 
 def test_png_files_and_grid(
@@ -76,7 +76,7 @@ def test_png_files_and_grid(
     assert files == ["00000-two-seed0.png", "00001-two-seed1.png", "grid.png"]
 
 
-def test_a_picture_is_completed(
+def test_a_image_is_completed(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(workplace)
@@ -89,10 +89,10 @@ def test_a_picture_is_completed(
     given = np.asarray(Image.open(source))
     made = [np.asarray(Image.open(p)) for p in sorted(Path("completed").glob("0*.png"))]
     half = len(given) // 2
-    assert all((picture[:half] == given[:half]).all() for picture in made)
-    assert any((picture[half:] != given[half:]).any() for picture in made)
+    assert all((image[:half] == given[:half]).all() for image in made)
+    assert any((image[half:] != given[half:]).any() for image in made)
     rows = [Image.open(f"{d}/grid.png").height for d in ("first", "completed")]
-    assert rows[1] > rows[0]  # the picture that was given stands above
+    assert rows[1] > rows[0]  # the image that was given stands above
     assert Path("completed/preview.gif").is_file()
 
 
@@ -107,7 +107,7 @@ def test_other_precisions_draw(
     words = ["sample", "model=outputs/digits/model", "n=1", f"precision={precision}", "device=cpu"]
     status, said, err = call(monkeypatch, capsys, *words, f"out={precision}")
     assert status == 0, err
-    assert "10 pictures" in said
+    assert "10 images" in said
     pipe = argen.load("outputs/digits/model").to_precision("int8")
     with pytest.raises(argen.errors.UserError, match="cannot be saved"):
         pipe.save("saved")
@@ -203,7 +203,7 @@ def test_help_can_be_read(
         (["sample", "model=outputs/digits/model", "classes=99"], "outside 0 to 9"),
         (["sample", "model=outputs/digits/model", "top_k=65"], "larger than the vocabulary"),
         (["sample", "model=outputs/digits/model", "temperature=-1"], "negative"),
-        (["sample", "model=outputs/digits/model", "n=0"], "at least one picture"),
+        (["sample", "model=outputs/digits/model", "n=0"], "at least one image"),
         (["sample", "model=outputs/digits/model", "format=gif"], "use png or npz"),
         (["sample", "model=outputs/digits/model", "preview=mp4"], "use true (a GIF), gif, webp"),
         (["sample", "model=outputs/digits/model", "preview=true", "batch_size=4"], "raise batch"),
@@ -215,7 +215,7 @@ def test_help_can_be_read(
         (["convert", "source=llamagen", "ckpt=none.pt", "out=x"], "does not exist"),
         (["sample", "model=outputs/digits/model", "keep=top"], "add image=FILE"),
         (["sample", "model=outputs/digits/model", "image=none.png", "keep=top"], "not a readable"),
-        (["sample", "model=outputs/digits/model", "image=none.png"], "Say what of the picture"),
+        (["sample", "model=outputs/digits/model", "image=none.png"], "Say what of the image"),
         (["sample", "model=outputs/digits/model", "batch_size=0"], "batch_size=0 must be at"),
         (["sample", "model=outputs/digits/model", "precision=half"], "Unknown precision=half"),
         (["evaluate", "model=outputs/digits/model", "batch_size=0"], "batch_size=0 must be at"),
@@ -224,7 +224,7 @@ def test_help_can_be_read(
         (["tokenize", "model=outputs/digits/model", "out=x", "views=nine"], "flip or ten_crop"),
         (
             ["tokenize", "model=outputs/digits/model", "out=x", "views=ten_crop", "crop=1"],
-            "must make a picture larger",
+            "must make an image larger",
         ),
         (["tokenize", "model=nowhere", "out=x"], "is not an argen model directory"),
     ],

@@ -1,4 +1,4 @@
-"""`stage=drafter` trains a drafter for a trained generator, by command, and pictures come of it."""
+"""`stage=drafter` trains a drafter for a trained generator, by command, and images come of it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 from runs import TINY, call, command
 from test_resume import assert_same, start
 
-from argen.checkpoint import read_json
-from argen.generators.drafter_target import code_vectors, require_target
-from argen.generators.feature_drafter import load_drafter
+from argen.generators.drafter.feature_drafter import load_drafter
+from argen.generators.drafter.target import code_vectors, require_target
 from argen.pipeline import load
+from argen.runtime.files import read_json
 
 STEPS = ["trainer.log_every_n_steps=10", "fit.steps=30", "fit.save_every=5", "fit.val_every=15"]
 WORDS = ["train", "stage=drafter", "name=digits", *TINY, *STEPS, "optim.lr=3e-3"]
@@ -58,7 +58,7 @@ def test_a_drafter_is_left_with_what_it_is_worth(
     assert saved["drafter"]["kv_heads"] == 2
     assert saved["drafter"]["condition_rope"] == "identity"
     assert saved["provenance"]["weights"] == "ema"
-    # The generator stands still and is stored nowhere; its embedding is the drafter's.
+    # The generator is frozen and is stored nowhere; its embedding is the drafter's.
     pipe = load(run / "model")
     assert pipe.generator is not None
     drafter = load_drafter(run / "drafter" / "model")
@@ -72,13 +72,13 @@ def test_a_drafter_is_left_with_what_it_is_worth(
     assert not (run / "metrics.json").exists()  # the scores of the model are another stage's
 
 
-def test_pictures_are_the_generators_own_in_fewer_passes(
+def test_images_are_the_generators_own_in_fewer_passes(
     drafted: tuple[Path, subprocess.CompletedProcess[str]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(drafted[0])
-    model, pictures, passes = "model=outputs/digits/model", [], []
+    model, images, passes = "model=outputs/digits/model", [], []
     drafter = "decoder.drafter=outputs/digits/drafter/model"
     for name, words in (
         ("plain", []),
@@ -88,9 +88,9 @@ def test_pictures_are_the_generators_own_in_fewer_passes(
         drawn = ["classes=[three]", "n=2", "temperature=0", "format=npz", f"out={name}", *words]
         status, said, err = call(monkeypatch, capsys, "sample", model, *drawn)
         assert status == 0, err
-        pictures.append(np.load(f"{name}/samples.npz")["arr_0"])
+        images.append(np.load(f"{name}/samples.npz")["arr_0"])
         passes.append(int(said.split("(")[1].split(" passes")[0]))
-    assert (pictures[0] == pictures[1]).all()
+    assert (images[0] == images[1]).all()
     assert passes[0] == 64
     assert max(passes[1:]) < 60
 
@@ -215,7 +215,7 @@ def test_generators_without_drafts_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     from argen.build import build
-    from argen.configs import for_codes, preset
+    from argen.runtime.presets import for_codes, preset
 
     run = prepared(workplace, tmp_path)
     pipe = load(run / "model")

@@ -1,4 +1,4 @@
-"""Scores by command: models, reconstructions, other people's pictures, two ranks, bad input."""
+"""Scores by command: models, reconstructions, other people's images, two ranks, bad input."""
 
 import json
 import os
@@ -113,7 +113,7 @@ def test_a_sweep_makes_a_table_and_a_plot_and_goes_on_where_it_stopped(workplace
     assert one["not_comparable_because"] == other["not_comparable_because"]
 
 
-def test_references_and_other_peoples_pictures(workplace: Path) -> None:
+def test_references_and_other_peoples_images(workplace: Path) -> None:
     made = np.random.RandomState(0).randint(0, 256, (30, 16, 16, 3), dtype=np.uint8)
     np.savez(workplace / "made.npz", made)
     np.savez(workplace / "real.npz", made[::-1] // 2)
@@ -139,11 +139,11 @@ def test_references_and_other_peoples_pictures(workplace: Path) -> None:
     [
         ([], "Give model=DIR"),
         ([MODEL, "samples=x"], "Give model=DIR"),
-        (["save=x.npz"], "reference=PICTURES"),
+        (["save=x.npz"], "reference=IMAGES"),
         (["reference=x", "save=x.pt"], "give it that ending"),
         (["samples=nowhere", "data=digits"], "There is no folder nowhere"),
         (["samples=nowhere.npz", "data=digits"], "There is no file nowhere.npz"),
-        (["samples=small.npz"], "Say what the pictures are compared with"),
+        (["samples=small.npz"], "Say what the images are compared with"),
         (["samples=small.npz", "protocol=custom", "quick=true"], "reference=PATH"),
         (["samples=float.npz", "data=digits"], "must be uint8"),
         ([MODEL, "protocol=adm50k_256"], "fetch_assets.py adm_imagenet256"),

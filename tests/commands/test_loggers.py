@@ -76,7 +76,7 @@ def test_a_resumed_run_keeps_its_identity(tmp_path: Path) -> None:
     assert names == {f"run-{identity}.wandb"}
 
 
-def test_tensorboard_holds_numbers_and_pictures(tmp_path: Path) -> None:
+def test_tensorboard_holds_numbers_and_images(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -1,4 +1,4 @@
-"""argen reconstruct: pictures to codes and back, by command."""
+"""argen reconstruct: images to codes and back, by command."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MODEL = "model=outputs/digits/model"
 
 
 @pytest.fixture
-def pictures(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Five pictures of two sizes below one folder."""
+def random_images(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Five images of two sizes below one folder."""
     monkeypatch.chdir(workplace)
-    folder = workplace / "pictures"
+    folder = workplace / "images"
     draws = np.random.default_rng(0)
     for number, side in enumerate((16, 16, 40, 16, 24)):
         (folder / "a").mkdir(parents=True, exist_ok=True)
@@ -28,16 +28,16 @@ def pictures(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_codes_that_were_kept_decode_to_the_same_pictures(
-    pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_codes_that_were_kept_decode_to_the_same_images(
+    images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["reconstruct", MODEL]
     status, said, err = call(
-        monkeypatch, capsys, *words, f"images={pictures}", "keep=kept/c.npz", "out=made",
+        monkeypatch, capsys, *words, f"images={images}", "keep=kept/c.npz", "out=made",
         "batch_size=2",
     )  # fmt: skip
     assert status == 0, err
-    assert "5 pictures in made, mean PSNR" in said
+    assert "5 images in made, mean PSNR" in said
     assert Image.open("made/grid.png").width > 16
     status, _, err = call(monkeypatch, capsys, *words, "codes=kept/c.npz", "out=decoded")
     assert status == 0, err
@@ -51,21 +51,21 @@ def test_codes_that_were_kept_decode_to_the_same_pictures(
     ("words", "told"),
     [
         ([], "Give images=FOLDER"),
-        (["images=pictures", "codes=x.npz"], "Give images=FOLDER"),
+        (["images=images", "codes=x.npz"], "Give images=FOLDER"),
         (["images=nowhere"], "There is no folder nowhere"),
-        (["images=broken.png"], "broken.png is not a readable picture"),
+        (["images=broken.png"], "broken.png is not a readable image"),
         (["codes=other.npz"], "not codes that argen reconstruct kept"),
         (["codes=foreign.npz"], "this tokenizer"),
         (["codes=beyond.npz"], "vocabulary"),
         (["codes=outside.npz"], "outside the output directory"),
-        (["codes=short.npz"], "names 1 pictures, but holds codes of 2"),
+        (["codes=short.npz"], "names 1 images, but holds codes of 2"),
         (["images=twins"], "would both be written to"),
-        (["images=pictures", "batch_size=0"], "must be at least 1"),
-        (["images=pictures", "precision=int3"], "use float32 or bfloat16"),
+        (["images=images", "batch_size=0"], "must be at least 1"),
+        (["images=images", "precision=int3"], "use float32 or bfloat16"),
     ],
 )
 def test_bad_input_is_refused(
-    pictures: Path,
+    images: Path,
     words: list[str],
     told: str,
     monkeypatch: pytest.MonkeyPatch,

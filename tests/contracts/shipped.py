@@ -9,11 +9,11 @@ import torch
 
 import argen.decoding
 from argen.build import build
-from argen.configs import for_codes, preset, preset_names
 from argen.decoding.base import Decoder
 from argen.errors import IncompatibleError, UserError
 from argen.generators.base import Generator
 from argen.generators.conditioning import ClassConditioner, TextConditioner
+from argen.runtime.presets import for_codes, preset, preset_names
 from argen.text.features import TextFeatures
 from argen.tokenizers.base import Tokenizer
 

@@ -31,7 +31,7 @@ def test_the_loss_is_that_of_the_cpu(name: str) -> None:
     torch.testing.assert_close(there.cpu(), here, rtol=1e-3, atol=1e-4)
 
 
-def test_a_picture_does_not_depend_on_its_batch(name: str) -> None:
+def test_a_image_does_not_depend_on_its_batch(name: str) -> None:
     model = make_generator(name, partner(name)).eval().cuda()
     decoder = accepting_decoder(model)
     cond = condition(model, 3)

@@ -10,12 +10,12 @@ from shipped import condition, make_generator, make_tokenizer, partner, random_c
 from torch import nn
 
 from argen.errors import UserError
-from argen.layers import packed
 from argen.layers.attention import QVBiasLinear
-from argen.layers.drawing import to_precision
-from argen.layers.int8 import Int8Linear
+from argen.layers.cpu import packed
+from argen.layers.cpu.int8 import Int8Linear
+from argen.layers.cpu.packed import PackedLinear, pack_weights, unpack_weights
+from argen.layers.inference_precision import to_precision
 from argen.layers.noise import SeededNoise
-from argen.layers.packed import PackedLinear, pack_weights, unpack_weights
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 

@@ -17,12 +17,12 @@ from shipped import (
 )
 from torch.utils._pytree import tree_map
 
-from argen.checkpoint import load_strict, read_weights, save_weights
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.errors import UserError
 from argen.generators.conditioning import ClassConditioner
 from argen.layers.noise import SeededNoise
+from argen.runtime.checkpoint import load_strict, read_weights, save_weights
 
 # Parameters that a training pass leaves without gradient, by preset: prefix of the name, why.
 WITHOUT_GRADIENT: dict[str, dict[str, str]] = {}
@@ -183,7 +183,7 @@ def test_drafts_are_scored_as_by_teacher_forcing(name):
 
 
 @torch.no_grad()
-def test_a_picture_is_the_same_in_any_batch(name):
+def test_a_image_is_the_same_in_any_batch(name):
     generator = shared(name)
     decoder = accepting_decoder(generator)
     cond = condition(generator, 3)
@@ -236,7 +236,7 @@ def test_loss_reaches_every_parameter(name):
     assert not missing
 
 
-def test_learns_four_pictures_by_heart(name):
+def test_learns_four_images_by_heart(name):
     generator = make(name).train()
     codes = random_codes(generator.spec, 4)
     optimizer = torch.optim.AdamW(generator.parameters(), lr=3e-3, weight_decay=0.0)

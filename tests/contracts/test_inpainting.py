@@ -1,4 +1,4 @@
-"""A picture that is given in part: its codes stay, with every generator whose codes have places."""
+"""An image that is given in part: its codes stay, with every generator whose codes have places."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from shipped import make_generator, partner, shared_tokenizer, tiny
 
-from argen.decoding.jacobi import Jacobi
+from argen.decoding.speculative.jacobi import Jacobi
 from argen.errors import IncompatibleError, UserError
 from argen.generators.conditioning import ClassConditioner
-from argen.inpainting import kept_pixels, known_codes, read_mask
 from argen.pipeline import Pipeline
+from argen.pipeline.inpainting import kept_pixels, known_codes, read_mask
 
 
-def picture(tokenizer):
+def coarse_image(tokenizer):
     draws = torch.Generator().manual_seed(3)
     coarse = torch.rand(1, 3, 4, 4, generator=draws) * 2 - 1
     return torch.nn.functional.interpolate(coarse, size=tokenizer.image_size, mode="bilinear")[0]
@@ -32,9 +32,9 @@ def test_given_codes_stay_and_the_others_vary(name):
     kept = kept_pixels(tokenizer.image_size, "top")
     if not tokenizer.spatial:
         with pytest.raises(IncompatibleError, match="no places"):
-            known_codes(tokenizer, picture(tokenizer), kept)
+            known_codes(tokenizer, coarse_image(tokenizer), kept)
         return
-    positions, codes = known_codes(tokenizer, picture(tokenizer), kept)
+    positions, codes = known_codes(tokenizer, coarse_image(tokenizer), kept)
     drawn = pipe([0], n=3, seed=1, known=(positions, codes))
     for row in drawn.codes:
         assert torch.equal(row[positions], codes)
@@ -48,7 +48,7 @@ def test_known_cells_are_those_that_are_kept_whole():
     H, W = tokenizer.image_size
     kept = torch.ones(H, W, dtype=torch.bool)
     kept[0, 0] = False  # one pixel: the first cell of every scale
-    positions, _ = known_codes(tokenizer, picture(tokenizer), kept)
+    positions, _ = known_codes(tokenizer, coarse_image(tokenizer), kept)
     missing = sorted(set(range(tokenizer.spec.length)) - set(positions.tolist()))
     starts, total = [], 0
     for segment in tokenizer.spec.segments:
@@ -84,7 +84,7 @@ def test_bright_pixels_of_a_mask_are_drawn(tmp_path: Path):
     assert not kept[:, :8].any()
     assert kept[:, 8:].all()
     (tmp_path / "broken.png").write_bytes(b"no")
-    with pytest.raises(UserError, match="not a readable picture"):
+    with pytest.raises(UserError, match="not a readable image"):
         read_mask(tmp_path / "broken.png", (8, 8))
 
 
@@ -105,7 +105,7 @@ def test_impossible_parts(keep, share, told):
 def test_too_little_too_much_and_a_decoder_that_takes_none():
     tokenizer, generator = shared_tokenizer("tiny_vq"), make_generator("tiny_gpt", "tiny_vq")
     H, W = tokenizer.image_size
-    image = picture(tokenizer)
+    image = coarse_image(tokenizer)
     with pytest.raises(UserError, match="covers no code wholly"):
         known_codes(tokenizer, image, torch.zeros(H, W, dtype=torch.bool))
     with pytest.raises(UserError, match="nothing to draw"):

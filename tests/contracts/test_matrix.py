@@ -14,12 +14,12 @@ from shipped import (
 )
 
 from argen.build import build, locate
-from argen.configs import preset
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.errors import IncompatibleError
 from argen.generators.base import Generator
 from argen.layers.noise import SeededNoise
+from argen.runtime.presets import preset
 
 ROWS = 2
 

@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from shipped import fitted, meta_tokenizer
 
 from argen.build import META
-from argen.configs import config_dir, preset, preset_names
 from argen.generators.base import Generator
+from argen.runtime.presets import config_dir, preset, preset_names
 from argen.tokenizers.base import Tokenizer
 
 GROUPS = ("tokenizer", "generator")

@@ -15,11 +15,11 @@ from shipped import (
 )
 
 from argen.build import build
-from argen.configs import for_codes, preset
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.generators.conditioning import TextConditioner
 from argen.layers.noise import SeededNoise
+from argen.runtime.presets import for_codes, preset
 from argen.text.features import TextFeatures
 
 LENGTH, WIDTH, ROWS = 6, 16, 4

@@ -8,8 +8,8 @@ import torch
 from shipped import make_tokenizer, perturbed, random_codes, shared_tokenizer, tiny
 from torch.nn import functional as F
 
-from argen.checkpoint import load_strict, read_weights, save_weights
 from argen.errors import SpecError, UserError
+from argen.runtime.checkpoint import load_strict, read_weights, save_weights
 from argen.spec import CodeSpec
 
 # Parameters that a training pass leaves without gradient, by preset: prefix of the name, why.
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.parametrize("name", tiny("tokenizer"))
 
 
 def smooth_images(tokenizer, rows=2, seed=0):
-    """Return pictures in [-1, 1] of the tokenizer's size."""
+    """Return images in [-1, 1] of the tokenizer's size."""
     draws = torch.Generator().manual_seed(seed)
     coarse = torch.rand(rows, 3, 4, 4, generator=draws) * 2 - 1
     return F.interpolate(coarse, size=tokenizer.image_size, mode="bilinear")
@@ -45,7 +45,7 @@ def test_any_codes_of_the_spec_decode(name):
 
 
 @torch.inference_mode()
-def test_codes_depend_on_the_picture_alone(name):
+def test_codes_depend_on_the_image_alone(name):
     tokenizer = shared_tokenizer(name)
     images = smooth_images(tokenizer, rows=3)
     torch.manual_seed(1)

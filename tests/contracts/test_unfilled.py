@@ -8,11 +8,11 @@ from shipped import make_generator, make_tokenizer, partner, tiny
 from torch import nn
 
 from argen.build import build
-from argen.unfilled import Unfilled
+from argen.runtime.no_init import no_init_weights
 
 
 def check(made: nn.Module) -> None:
-    with Unfilled():
+    with no_init_weights():
         empty = build(made.config)
     empty.load_state_dict(made.state_dict())
     # Whatever is in no file was computed, not drawn.
@@ -35,7 +35,7 @@ def test_a_generator(name: str) -> None:
 def test_buffers_are_filled_and_parameters_are_not() -> None:
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    with Unfilled():
+    with no_init_weights():
         for layer in (nn.Linear(3, 3), nn.Embedding(3, 3), nn.Conv2d(3, 3, 1)):
             nn.init.normal_(layer.weight, std=0.1)
             nn.init.trunc_normal_(layer.weight)

@@ -1,4 +1,4 @@
-"""Captions of a folder's pictures, in every form; the emoji's own names."""
+"""Captions of a folder's images, in every form; the emoji's own names."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ CAPTIONS = {name: f"a {name[:3]} with\u00e9 number {name[4]}, seen" for name in 
 def root(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     for name in NAMES:
-        path = tmp_path / "pictures" / name
+        path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
 def write(root: Path, form: str, captions: dict[str, str]) -> str:
@@ -83,7 +83,7 @@ def test_captions_follow_a_split_of_ones_own(root: Path) -> None:
     assert source.val.captions == [f"val {name}" for name in NAMES[::3]]
 
 
-def test_captions_stay_with_their_pictures_when_one_is_damaged(root: Path) -> None:
+def test_captions_stay_with_their_images_when_one_is_damaged(root: Path) -> None:
     setting = write(root, "json", CAPTIONS)
     (root / "cat" / "2.png").write_bytes(b"torn")
     found = captions(folder(root, image_size=16, holdout=0.25, captions=setting))
@@ -106,10 +106,10 @@ def test_what_is_wrong_is_named(root: Path) -> None:
 
     refuse(r"no file of captions .*nothing\.csv", "nothing.csv")
     refuse(r"captions=words\.xml must be", "words.xml")
-    refuse(r"8 of 8 pictures have no caption: .*a \.txt beside", "beside")
+    refuse(r"8 of 8 images have no caption: .*a \.txt beside", "beside")
     some = {name: CAPTIONS[name] for name in NAMES[1:]} | {NAMES[1]: "  "}
-    refuse(r"2 of 8 pictures have no caption: .*cat/[01]\.png", write(root, "json", some))
-    refuse(r"0\.png, which 2 pictures are called", write(root, "json", {"0.png": "which?"}))
+    refuse(r"2 of 8 images have no caption: .*cat/[01]\.png", write(root, "json", some))
+    refuse(r"0\.png, which 2 images are called", write(root, "json", {"0.png": "which?"}))
     (root / "captions.txt").write_text("cat/0.png a cat\n")
     refuse(r"Line 1 of .*captions\.txt has no tab", "captions.txt")
     (root / "captions.csv").write_text("cat/0.png,a cat\n")

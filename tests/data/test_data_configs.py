@@ -8,7 +8,7 @@ from omegaconf import MissingMandatoryValue
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml"))
-OWN = {"folder": "path", "webdataset": "urls"}  # pictures of the user's: where they are
+OWN = {"folder": "path", "webdataset": "urls"}  # images of the user's: where they are
 
 
 def composed(name):
@@ -32,6 +32,6 @@ def test_instantiates(name):
 
 
 @pytest.mark.parametrize(("name", "key"), OWN.items())
-def test_your_own_pictures_have_to_be_named(name, key):
+def test_your_own_images_have_to_be_named(name, key):
     with pytest.raises(MissingMandatoryValue):
         _ = composed(name)[key]

@@ -34,7 +34,7 @@ def test_counts(source):
         assert counts["val"][name] == pytest.approx(0.1 * n, abs=1)
 
 
-def test_no_picture_twice(source):
+def test_no_image_twice(source):
     images = torch.cat([source.train.images, source.val.images]).flatten(1)
     assert len(torch.unique(images, dim=0)) == len(images)
 
@@ -74,20 +74,20 @@ def test_different_base(one, other):
     assert base_of(one.split("-")) != base_of(other.split("-"))
 
 
-def test_pictures_and_labels_belong_together(source):
-    def picture(name):
+def test_images_and_labels_belong_together(source):
+    def image(name):
         for side in (source.train, source.val):
             if name in side.names:
                 return side[side.names.index(name)]
         raise AssertionError(name)
 
-    red, green = (picture(name) for name in ("apple", "green_apple"))
+    red, green = (image(name) for name in ("apple", "green_apple"))
     assert source.classes[int(red["label"])] == "food"
     middle = slice(12, 20)
     assert red["image"][0, middle, middle].mean() > red["image"][1, middle, middle].mean() + 0.5
     assert green["image"][1, middle, middle].mean() > green["image"][0, middle, middle].mean()
     assert (red["image"][:, 0, 0] == 1).all()  # transparent corner: white
-    flag = picture("fr")  # blue, white, red
+    flag = image("fr")  # blue, white, red
     assert source.classes[int(flag["label"])] == "flags"
     assert flag["image"][2, 16, 5] > flag["image"][0, 16, 5]
     assert flag["image"][0, 16, 27] > flag["image"][2, 16, 27]
@@ -118,7 +118,7 @@ def test_split_does_not_depend_on_the_choice_of_classes(source):
     assert set(emoji(32, seed=1).val.names) != set(source.val.names)
 
 
-def test_manifest_identifies_the_pictures(source):
+def test_manifest_identifies_the_images(source):
     manifest = source.manifest()
     assert manifest["fingerprint"] == emoji(32).manifest()["fingerprint"]
     assert manifest["fingerprint"] != emoji(24).manifest()["fingerprint"]

@@ -14,8 +14,8 @@ from argen.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    """Forty real pictures of two classes, as (class, PIL image)."""
+def random_images():
+    """Forty real images of two classes, as (class, PIL image)."""
     source = emoji(24, categories=["animals", "food"], shift=0)
     found = []
     for label in (0, 1):
@@ -27,14 +27,14 @@ def pictures():
 
 
 @pytest.fixture
-def root(tmp_path, pictures):
-    """Class folders with nested pictures of every extension, upper case too, and other files."""
+def root(tmp_path, images):
+    """Class folders with nested images of every extension, upper case too, and other files."""
     kinds = ["a.png", "b.JPG", "c.jpeg", "deep/d.webp", "deep/er/e.bmp"]
-    for i, (name, image) in enumerate(pictures):
+    for i, (name, image) in enumerate(images):
         path = tmp_path / name / kinds[i % 5].replace(".", f"{i:02d}.")
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
-    (tmp_path / "animals" / "notes.txt").write_text("not a picture")
+    (tmp_path / "animals" / "notes.txt").write_text("not an image")
     (tmp_path / "animals" / "._a00.png").write_bytes(b"resource fork")
     (tmp_path / ".thumbnails").mkdir()
     (tmp_path / ".thumbnails" / "x.png").write_bytes(b"")
@@ -42,7 +42,7 @@ def root(tmp_path, pictures):
 
 
 def spoil(path):
-    """Cut a file in half: its header still looks like a picture."""
+    """Cut a file in half: its header still looks like an image."""
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
 
@@ -66,7 +66,7 @@ def test_classes_from_folders(root, cache):
     assert item["image"].abs().max() <= 1
 
 
-def test_memory_and_files_give_the_same_pictures(root):
+def test_memory_and_files_give_the_same_images(root):
     quick, lazy = (
         folder(root, image_size=[16, 20], cache=cache, shift=2) for cache in (True, False)
     )
@@ -88,8 +88,8 @@ def test_split_is_named_by_the_seed(root):
     assert first.manifest()["fingerprint"] != other.manifest()["fingerprint"]
 
 
-def test_train_and_val_folders_are_the_split(tmp_path, pictures):
-    for i, (name, image) in enumerate(pictures):
+def test_train_and_val_folders_are_the_split(tmp_path, images):
+    for i, (name, image) in enumerate(images):
         path = tmp_path / ("val" if i % 4 == 0 else "train") / name / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
@@ -98,12 +98,12 @@ def test_train_and_val_folders_are_the_split(tmp_path, pictures):
     assert (len(source.train), len(source.val)) == (30, 10)
     assert source.counts()["val"] == {"animals": 5, "food": 5}
     (tmp_path / "val" / "cars").mkdir()
-    pictures[0][1].save(tmp_path / "val" / "cars" / "1.png")
+    images[0][1].save(tmp_path / "val" / "cars" / "1.png")
     with pytest.raises(UserError, match="lacks: cars"):
         folder(tmp_path, image_size=8)
 
 
-def test_damaged_pictures_are_named_and_left_out(root, caplog):
+def test_damaged_images_are_named_and_left_out(root, caplog):
     damaged = [root / "food" / "a20.png", root / "animals" / "b01.JPG"]
     for path in damaged:
         spoil(path)
@@ -111,15 +111,15 @@ def test_damaged_pictures_are_named_and_left_out(root, caplog):
     assert len(source.train) + len(source.val) == 38
     for path in damaged:
         assert str(path.resolve()) in caplog.text
-    assert "2 of 40 pictures were unreadable" in caplog.text
+    assert "2 of 40 images were unreadable" in caplog.text
     assert len(source.train.images) == len(source.train.labels) == len(source.train.names)
 
 
-def test_too_many_damaged_pictures_stop_the_run(root):
+def test_too_many_damaged_images_stop_the_run(root):
     for i in (0, 5, 10, 15):
         spoil(root / "animals" / f"a{i:02d}.png")
     three = r"(.*a\d\d\.png, ){3}\.\.\."
-    with pytest.raises(UserError, match="4 of 40 pictures cannot be read.*" + three):
+    with pytest.raises(UserError, match="4 of 40 images cannot be read.*" + three):
         folder(root, image_size=16, max_bad_fraction=0.08)
     assert len(folder(root, image_size=16, max_bad_fraction=0.1).train) > 0
 
@@ -131,19 +131,19 @@ def test_too_many_found_when_read_stop_the_run(root):
         spoil(root / source.train.names[i])
     for i in bad[:3]:
         assert int(source.train[i]["index"]) not in bad
-    with pytest.raises(UserError, match=r"4 of 38 pictures cannot be read.*, \.\.\."):
+    with pytest.raises(UserError, match=r"4 of 38 images cannot be read.*, \.\.\."):
         source.train[bad[3]]
 
 
-def test_one_damaged_picture_is_never_too_many_unless_none_is_allowed(root):
+def test_one_damaged_image_is_never_too_many_unless_none_is_allowed(root):
     spoil(root / "food" / "a20.png")
     source = folder(root, image_size=16, max_bad_fraction=0.01)
     assert len(source.train) + len(source.val) == 39
-    with pytest.raises(UserError, match="1 of 40 pictures cannot be read"):
+    with pytest.raises(UserError, match="1 of 40 images cannot be read"):
         folder(root, image_size=16, max_bad_fraction=0)
 
 
-def test_picture_found_damaged_when_read_is_replaced(root, caplog):
+def test_image_found_damaged_when_read_is_replaced(root, caplog):
     source = folder(root, image_size=16, cache=False, max_bad_fraction=0.1)
     victim = next(i for i, name in enumerate(source.train.names) if name.endswith(".png"))
     spoil(root / source.train.names[victim])
@@ -154,7 +154,7 @@ def test_picture_found_damaged_when_read_is_replaced(root, caplog):
         stand_in = source.train[Draw(int(item["index"]), 3)]
         assert torch.equal(item["image"], stand_in["image"])
     assert source.train.bad_count == 1
-    assert caplog.text.count("Skipped an unreadable picture") == 1
+    assert caplog.text.count("Skipped an unreadable image") == 1
 
 
 def test_damage_is_counted_across_workers(root):
@@ -178,25 +178,25 @@ def test_file_data_set_can_be_pickled(root):
     assert torch.equal(copy[0]["image"], source.val[0]["image"])
 
 
-def test_class_without_readable_picture(tmp_path, pictures):
-    for i, (name, image) in enumerate(pictures):
+def test_class_without_readable_image(tmp_path, images):
+    for i, (name, image) in enumerate(images):
         (tmp_path / name).mkdir(exist_ok=True)
         image.save(tmp_path / name / f"{i}.png")
     source = folder(tmp_path, image_size=8, cache=False, max_bad_fraction=0.9)
     for path in (tmp_path / "food").iterdir():
         spoil(path)
     row = int((source.train.labels == 1).nonzero()[0])
-    with pytest.raises(UserError, match="No picture of the class of food"):
+    with pytest.raises(UserError, match="No image of the class of food"):
         source.train[row]
 
 
-def test_unconditional(tmp_path, pictures):
-    for i, (_, image) in enumerate(pictures[:8]):
+def test_unconditional(tmp_path, images):
+    for i, (_, image) in enumerate(images[:8]):
         image.save(tmp_path / f"{i}.png")
     with pytest.raises(UserError, match=r"lie in no class folder.*unconditional=true"):
         folder(tmp_path, image_size=8)
     (tmp_path / "more").mkdir()
-    pictures[9][1].save(tmp_path / "more" / "9.png")
+    images[9][1].save(tmp_path / "more" / "9.png")
     with pytest.raises(UserError, match="Only one class, 'more'"):
         folder(tmp_path, image_size=8)
     source = folder(tmp_path, image_size=8, unconditional=True)
@@ -223,8 +223,8 @@ def test_empty_class_folder_is_named(root, caplog):
         (lambda p: p / "nowhere" / "at" / "all", "does not exist"),
         (lambda p: (p / "file.png", (p / "file.png").touch())[0], "is a file"),
         (lambda p: p, "is empty"),
-        (lambda p: (p, (p / "readme.txt").touch())[0], r"no pictures \(png, jpg"),
-        (lambda p: (p, (p / "cat").mkdir(), (p / "dog").mkdir())[0], "no pictures"),
+        (lambda p: (p, (p / "readme.txt").touch())[0], r"no images \(png, jpg"),
+        (lambda p: (p, (p / "cat").mkdir(), (p / "dog").mkdir())[0], "no images"),
     ],
 )
 def test_bad_folders(tmp_path, make, message):
@@ -232,19 +232,19 @@ def test_bad_folders(tmp_path, make, message):
         folder(make(tmp_path), image_size=8)
 
 
-def test_one_class_only(tmp_path, pictures):
+def test_one_class_only(tmp_path, images):
     (tmp_path / "cat").mkdir()
     for i in range(3):
-        pictures[i][1].save(tmp_path / "cat" / f"{i}.png")
+        images[i][1].save(tmp_path / "cat" / f"{i}.png")
     with pytest.raises(UserError, match="Only one class, 'cat'"):
         folder(tmp_path, image_size=8)
 
 
-def test_one_picture_a_class_cannot_be_split(tmp_path, pictures):
+def test_one_image_a_class_cannot_be_split(tmp_path, images):
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
-        pictures[0][1].save(tmp_path / name / "1.png")
-    with pytest.raises(UserError, match=r"No class of .* has two pictures"):
+        images[0][1].save(tmp_path / name / "1.png")
+    with pytest.raises(UserError, match=r"No class of .* has two images"):
         folder(tmp_path, image_size=8)
 
 

@@ -31,9 +31,9 @@ from make_shards import main as make_shards
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixty real pictures in two class folders."""
-    root = tmp_path_factory.mktemp("pictures")
+def random_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty real images in two class folders."""
+    root = tmp_path_factory.mktemp("images")
     source = emoji(24, categories=["animals", "food"], shift=0)
     for label, name in enumerate(source.classes):
         (root / name).mkdir()
@@ -44,8 +44,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def write(pictures: Path, out: Path, *, items: int = 6) -> Path:
-    words = [str(pictures), str(out), "--items", str(items), "--holdout", "0.1"]
+def write(images: Path, out: Path, *, items: int = 6) -> Path:
+    words = [str(images), str(out), "--items", str(items), "--holdout", "0.1"]
     assert make_shards(words) == 0
     return out
 
@@ -60,8 +60,8 @@ def sums(folder: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("*.tar")}
 
 
-def spoil_picture(shard: Path, place: int) -> str:
-    """Overwrite the middle of one picture in a shard; returns its key."""
+def spoil_image(shard: Path, place: int) -> str:
+    """Overwrite the middle of one image in a shard; returns its key."""
     with tarfile.open(shard) as archive:
         entry = [e for e in archive if e.name.endswith(".png")][place]
     with shard.open("r+b") as file:
@@ -70,8 +70,8 @@ def spoil_picture(shard: Path, place: int) -> str:
     return split_name(entry.name)[0]
 
 
-def test_what_is_written_names_itself(pictures: Path, tmp_path: Path) -> None:
-    shards = write(pictures, tmp_path / "shards")
+def test_what_is_written_names_itself(images: Path, tmp_path: Path) -> None:
+    shards = write(images, tmp_path / "shards")
     manifest = json.loads((shards / "manifest.json").read_text())
     assert manifest["classes"] == ["animals", "food"]
     assert manifest["items"] == {"train": 54, "val": 6}
@@ -81,27 +81,25 @@ def test_what_is_written_names_itself(pictures: Path, tmp_path: Path) -> None:
     with tarfile.open(shards / "train-00000.tar") as archive:
         files = {split_name(e.name)[1]: archive.extractfile(e).read() for e in list(archive)[:3]}
     about, held = json.loads(files["json"]), files["png"]
-    assert (pictures / about["name"]).read_bytes() == held
+    assert (images / about["name"]).read_bytes() == held
 
 
-def test_shards_that_are_missing_are_written_again(pictures: Path, tmp_path: Path) -> None:
-    shards = write(pictures, tmp_path / "shards")
+def test_shards_that_are_missing_are_written_again(images: Path, tmp_path: Path) -> None:
+    shards = write(images, tmp_path / "shards")
     before = sums(shards)
     (shards / "train-00003.tar").unlink()
     (shards / "manifest.json").unlink()
     kept = (shards / "train-00004.tar").stat().st_mtime_ns
-    write(pictures, shards)
+    write(images, shards)
     assert sums(shards) == before
     assert (shards / "train-00004.tar").stat().st_mtime_ns == kept
 
 
-def test_captions_travel_with_the_pictures(pictures: Path, tmp_path: Path) -> None:
-    assert opened(write(pictures, tmp_path / "plain")).train.captions is None
-    told = {
-        path.relative_to(pictures).as_posix(): f"a {path.stem}" for path in pictures.rglob("*.png")
-    }
+def test_captions_travel_with_the_images(images: Path, tmp_path: Path) -> None:
+    assert opened(write(images, tmp_path / "plain")).train.captions is None
+    told = {path.relative_to(images).as_posix(): f"a {path.stem}" for path in images.rglob("*.png")}
     (tmp_path / "captions.json").write_text(json.dumps(told))
-    words = [str(pictures), str(tmp_path / "told"), "--items", "6"]
+    words = [str(images), str(tmp_path / "told"), "--items", "6"]
     assert make_shards([*words, "--captions", str(tmp_path / "captions.json")]) == 0
     train = opened(tmp_path / "told").train
     with tarfile.open(train.files[0]) as archive:
@@ -111,23 +109,23 @@ def test_captions_travel_with_the_pictures(pictures: Path, tmp_path: Path) -> No
 
 
 def test_other_settings_are_refused(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shards = write(pictures, tmp_path / "shards")
-    assert make_shards([str(pictures), str(shards), "--items", "7"]) == 2
-    assert "other pictures or settings" in capsys.readouterr().err
+    shards = write(images, tmp_path / "shards")
+    assert make_shards([str(images), str(shards), "--items", "7"]) == 2
+    assert "other images or settings" in capsys.readouterr().err
     assert make_shards([str(tmp_path / "none"), str(tmp_path / "x")]) == 2
     assert "does not exist" in capsys.readouterr().err
-    assert make_shards([str(pictures), str(tmp_path / "x"), "--items", "0"]) == 2
+    assert make_shards([str(images), str(tmp_path / "x"), "--items", "0"]) == 2
 
 
-def test_unreadable_pictures_are_left_out(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_unreadable_images_are_left_out(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     some = tmp_path / "some"
     for name in ("animals", "food"):
         (some / name).mkdir(parents=True)
-        for path in sorted((pictures / name).iterdir())[:10]:
+        for path in sorted((images / name).iterdir())[:10]:
             (some / name / path.name).write_bytes(path.read_bytes())
     (some / "food" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n half")
     shards = write(some, tmp_path / "shards")
@@ -139,9 +137,9 @@ def test_unreadable_pictures_are_left_out(
     assert "broken.png" in capsys.readouterr().err
 
 
-def test_pictures_by_number_are_those_of_the_folder(pictures: Path, tmp_path: Path) -> None:
-    source = opened(write(pictures, tmp_path / "shards"), flip=False)
-    plain = folder(pictures, image_size=16, holdout=0.1, flip=False)
+def test_images_by_number_are_those_of_the_folder(images: Path, tmp_path: Path) -> None:
+    source = opened(write(images, tmp_path / "shards"), flip=False)
+    plain = folder(images, image_size=16, holdout=0.1, flip=False)
     assert source.classes == plain.classes
     assert source.counts() == plain.counts()
     for ours, theirs in ((source.train, plain.train), (source.val, plain.val)):
@@ -155,7 +153,7 @@ def test_pictures_by_number_are_those_of_the_folder(pictures: Path, tmp_path: Pa
 
 
 def first_epoch(stream: TarStream, rank: int, *, world: int, workers: int, method: str | None):
-    """Return the numbers of all pictures that a rank draws in its first epoch."""
+    """Return the numbers of all images that a rank draws in its first epoch."""
     stream.dealt_to(rank, world)
     loader = DataLoader(stream, batch_size=1, num_workers=workers, multiprocessing_context=method)
     readers = world * max(1, workers)
@@ -173,8 +171,8 @@ def first_epoch(stream: TarStream, rank: int, *, world: int, workers: int, metho
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_ranks_and_workers_share_nothing(pictures: Path, tmp_path: Path, method: str) -> None:
-    source = opened(write(pictures, tmp_path / "shards"), buffer=1)
+def test_ranks_and_workers_share_nothing(images: Path, tmp_path: Path, method: str) -> None:
+    source = opened(write(images, tmp_path / "shards"), buffer=1)
     ranks = [
         first_epoch(source.stream, rank, world=2, workers=2, method=method) for rank in range(2)
     ]
@@ -184,8 +182,8 @@ def test_ranks_and_workers_share_nothing(pictures: Path, tmp_path: Path, method:
     assert ranks[0] == first_epoch(source.stream, 0, world=2, workers=2, method="fork")
 
 
-def test_more_readers_than_shards_take_turns(pictures: Path, tmp_path: Path) -> None:
-    source = opened(write(pictures, tmp_path / "shards"), buffer=1)
+def test_more_readers_than_shards_take_turns(images: Path, tmp_path: Path) -> None:
+    source = opened(write(images, tmp_path / "shards"), buffer=1)
     few = TarStream(source.stream.shards[:3], source.classes, (16, 16), buffer=1)
     drawn = [
         i for r in range(5) for i in first_epoch(few, r, world=5, workers=0, method=None)
@@ -194,14 +192,14 @@ def test_more_readers_than_shards_take_turns(pictures: Path, tmp_path: Path) -> 
 
 
 def take(stream: TarStream, count: int) -> list[int]:
-    pictures: Iterator[dict[str, torch.Tensor]] = iter(stream)
-    return [int(next(pictures)["index"]) for _ in range(count)]
+    images: Iterator[dict[str, torch.Tensor]] = iter(stream)
+    return [int(next(images)["index"]) for _ in range(count)]
 
 
 def test_the_order_repeats_and_changes_with_the_step_it_begins_at(
-    pictures: Path, tmp_path: Path
+    images: Path, tmp_path: Path
 ) -> None:
-    shards = write(pictures, tmp_path / "shards")
+    shards = write(images, tmp_path / "shards")
     orders = [
         take(opened(shards, seed=seed, buffer=20).stream.dealt_to(0, 1, restart=step), 54)
         for seed, step in ((0, 0), (0, 0), (0, 10), (1, 0))
@@ -213,10 +211,8 @@ def test_the_order_repeats_and_changes_with_the_step_it_begins_at(
     assert sorted(in_order) == sorted(set(in_order))
 
 
-def test_streamed_pictures_and_labels_are_those_read_by_number(
-    pictures: Path, tmp_path: Path
-) -> None:
-    source = opened(write(pictures, tmp_path / "shards"), flip=False, buffer=1)
+def test_streamed_images_and_labels_are_those_read_by_number(images: Path, tmp_path: Path) -> None:
+    source = opened(write(images, tmp_path / "shards"), flip=False, buffer=1)
     by_place = {
         (shard, index - source.train.shard_of.index(shard)): index
         for index, shard in enumerate(source.train.shard_of)
@@ -230,10 +226,10 @@ def test_streamed_pictures_and_labels_are_those_read_by_number(
 
 
 def test_damage_is_counted_named_and_limited(
-    pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shards = write(pictures, tmp_path / "shards")
-    key = spoil_picture(shards / "train-00002.tar", 3)
+    shards = write(images, tmp_path / "shards")
+    key = spoil_image(shards / "train-00002.tar", 3)
     source = opened(shards, buffer=1)
     with caplog.at_level(logging.WARNING):
         drawn = take(source.stream.dealt_to(0, 1), 53)
@@ -255,8 +251,8 @@ def test_damage_is_counted_named_and_limited(
             pass
 
 
-def test_a_shard_that_is_no_tar_file_is_named(pictures: Path, tmp_path: Path) -> None:
-    shards = write(pictures, tmp_path / "shards")
+def test_a_shard_that_is_no_tar_file_is_named(images: Path, tmp_path: Path) -> None:
+    shards = write(images, tmp_path / "shards")
     (shards / "train-00001.tar").write_bytes(b"nothing of the kind" * 100)
     source = opened(shards)
     with pytest.raises(UserError, match=r"train-00001\.tar cannot be read"):
@@ -269,8 +265,8 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def served(pictures: Path, tmp_path: Path) -> Iterator[str]:
-    shards = write(pictures, tmp_path / "served")
+def served(images: Path, tmp_path: Path) -> Iterator[str]:
+    shards = write(images, tmp_path / "served")
     handler = functools.partial(Quiet, directory=str(shards))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -308,8 +304,8 @@ def test_shards_from_elsewhere(served: str, tmp_path: Path) -> None:
         ({"urls": "{root}/train-*.tar", "num_classes": 2, "buffer": 0}, "buffer=0"),
     ],
 )
-def test_bad_input(pictures: Path, tmp_path: Path, options: dict, told: str) -> None:
-    shards = write(pictures, tmp_path / "shards")
+def test_bad_input(images: Path, tmp_path: Path, options: dict, told: str) -> None:
+    shards = write(images, tmp_path / "shards")
     (shards / "manifest.json").unlink()
 
     def place(urls: object) -> object:

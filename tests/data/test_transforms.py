@@ -3,18 +3,10 @@ import pytest
 import torch
 from PIL import Image
 
-from argen.data.transforms import (
-    Augment,
-    as_size,
-    center_crop,
-    flip,
-    resize,
-    shift,
-    to_float,
-    to_rgb,
-    to_tensor,
-)
+from argen.data.transforms import Augment, center_crop, flip, resize, shift
 from argen.errors import UserError
+from argen.images.files import to_rgb, to_tensor
+from argen.images.pixels import as_size, to_float
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 

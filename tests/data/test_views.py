@@ -1,4 +1,4 @@
-"""Stored versions of a picture: mirror images, ten crops, and the posterior of their codes."""
+"""Stored versions of an image: mirror images, ten crops, and the posterior of their codes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torchvision.transforms.functional import ten_crop
 
 from argen.build import build
-from argen.configs import preset
 from argen.data.digits import digits
 from argen.data.draws import Draw, hash_seed
 from argen.data.views import larger_size, views_of
 from argen.errors import UserError
-from argen.tokenizing import write_codes
+from argen.recipes.encode import write_codes
+from argen.runtime.presets import preset
 
 
 def test_ten_crops_are_torchvisions() -> None:
@@ -52,7 +52,7 @@ def test_unknown_views(views: int | str, told: str) -> None:
 def test_room_for_crops() -> None:
     assert larger_size((256, 256), 1.1) == [281, 281]  # LlamaGen's
     for ratio in (1.0, 0.9, 1.01, 40):
-        with pytest.raises(UserError, match="must make a picture larger"):
+        with pytest.raises(UserError, match="must make an image larger"):
             larger_size((16, 16), ratio)
 
 

@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from argen.build import build
-from argen.configs import for_codes, preset
 from argen.decoding.confidence import Confidence, maskgit_guidance
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.masked import Masked
 from argen.errors import IncompatibleError, UserError
 from argen.generators.halton import halton_order
-from argen.generators.mask_schedule import group_sizes
+from argen.generators.maskgit.mask_schedule import group_sizes
 from argen.layers.noise import SeededNoise
+from argen.runtime.presets import for_codes, preset
 from argen.spec import CodeSpec, Segment
 
 SPEC = CodeSpec("discrete", (Segment((4, 6), vocab_sizes=(9,)),))
@@ -92,7 +92,7 @@ def test_later_codes_are_drawn_given_those_kept():
         torch.testing.assert_close(params, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_picture_is_the_same_in_any_batch():
+def test_a_image_is_the_same_in_any_batch():
     generator = make("tiny_maskgit_uvit")
     together = draw(generator, Confidence(anneal=True), cfg=2.0).codes
     for row in range(3):

@@ -8,17 +8,17 @@ import itertools
 import pytest
 import torch
 
-from argen.decoding.acceptance import GroupRejection
-from argen.decoding.enumeration import Scripted, enumerate_decoder
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
-from argen.decoding.jacobi import Jacobi
-from argen.decoding.laws import Laws, guidance_weights
-from argen.decoding.neighbours import NeighbourRejection, nearest_codes
-from argen.decoding.proactive import Proactive
-from argen.decoding.speculative import Speculative
-from argen.generators.table import Table
+from argen.decoding.speculative.acceptance import GroupRejection
+from argen.decoding.speculative.distributions import Laws, guidance_weights
+from argen.decoding.speculative.draft_model import Speculative
+from argen.decoding.speculative.jacobi import Jacobi
+from argen.decoding.speculative.neighbours import NeighbourRejection, nearest_codes
+from argen.decoding.speculative.proactive import Proactive
 from argen.layers.noise import SeededNoise
+from argen.testing.enumeration import Scripted, enumerate_decoder
+from argen.testing.table import Table
 
 PLAIN = (Guidance(), Filters())
 FULL = (
@@ -34,7 +34,7 @@ def all_codes(generator):
 
 
 def plain_joint(generator, cond, guidance, filters):
-    """Return the law of sequential sampling: the product of the laws along each picture."""
+    """Return the law of sequential sampling: the product of the laws along each image."""
     ids = all_codes(generator)
     rows = guidance.rows(generator, cond)
     conds = rows.rows(torch.arange(len(rows)).repeat_interleave(len(ids)))

@@ -11,11 +11,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "contracts"))
 from shipped import condition, make_generator, partner, random_codes, tiny
 
+from argen.decoding.compiled import predict_at
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
 from argen.errors import IncompatibleError, UserError
-from argen.generators.fixed_step import predict_at
 from argen.generators.next_token import NextToken
 from argen.layers.noise import SeededNoise
 

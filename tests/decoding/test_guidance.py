@@ -3,7 +3,7 @@ import torch
 
 from argen.decoding.guidance import Guidance
 from argen.errors import UserError
-from argen.generators.heads import guide
+from argen.generators.heads.base import guide
 
 
 def weights(guidance, steps):

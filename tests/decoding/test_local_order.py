@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from argen.build import build
-from argen.configs import for_codes, preset
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.local_order import local_order
 from argen.decoding.masked import Masked, cosine_counts
 from argen.errors import IncompatibleError, UserError
 from argen.layers.noise import SeededNoise
+from argen.runtime.presets import for_codes, preset
 from argen.spec import CodeSpec, Segment
 
 

@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from argen.build import build
-from argen.configs import for_codes, preset, preset_names
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
-from argen.decoding.jacobi import Grouped, Jacobi
-from argen.decoding.proactive import Proactive
 from argen.decoding.sequential import Sequential
-from argen.decoding.speculative import Speculative
+from argen.decoding.speculative.draft_model import Speculative
+from argen.decoding.speculative.jacobi import Grouped, Jacobi
+from argen.decoding.speculative.proactive import Proactive
 from argen.errors import IncompatibleError, UserError
 from argen.generators.conditioning import TextConditioner
 from argen.layers.noise import SeededNoise
+from argen.runtime.presets import for_codes, preset, preset_names
 from argen.spec import CodeSpec, Segment
 from argen.text.features import TextFeatures
 
@@ -111,7 +111,7 @@ def test_every_kind_of_code_is_covered():
 
 
 @pytest.mark.parametrize("decoder", DECODERS, ids=range(len(DECODERS)))
-def test_a_picture_is_the_same_in_any_batch(decoder, gpt):
+def test_a_image_is_the_same_in_any_batch(decoder, gpt):
     guidance, filters = Guidance(1.5), Filters(top_k=12)
     together = draw(decoder, gpt, [0, 1, 2], [5, 6, 7], guidance=guidance, filters=filters)
     for row in range(3):
@@ -223,7 +223,8 @@ def test_lossy_strategies_are_refused_where_exact_ones_are_required():
 
 
 def test_a_draft_model_is_read_from_its_directory(gpt, tmp_path):
-    from argen.checkpoint import save_weights, write_json
+    from argen.runtime.checkpoint import save_weights
+    from argen.runtime.files import write_json
 
     config = {**gpt.config, "conditioner": gpt.conditioner.config}
     write_json(tmp_path / "config.json", {"generator": config})

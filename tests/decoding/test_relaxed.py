@@ -4,17 +4,17 @@ import pytest
 import torch
 
 from argen.build import build
-from argen.configs import for_codes, preset
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
-from argen.decoding.relaxed import Relaxed
 from argen.decoding.sequential import Sequential
+from argen.decoding.speculative.relaxed import Relaxed
 from argen.errors import CheckpointError, IncompatibleError, UserError
 from argen.generators.conditioning import TextFeatures
-from argen.generators.drafter_target import code_vectors, new_drafter, require_target
-from argen.generators.feature_drafter import load_drafter, save_drafter
+from argen.generators.drafter.feature_drafter import load_drafter, save_drafter
+from argen.generators.drafter.target import code_vectors, new_drafter, require_target
 from argen.layers.noise import SeededNoise
 from argen.layers.steps import arrange
+from argen.runtime.presets import for_codes, preset
 from argen.spec import CodeSpec, Segment
 
 SPEC = CodeSpec("discrete", (Segment((4, 4), vocab_sizes=(24,), dim=4),))
@@ -39,7 +39,7 @@ def make(name="tiny_gpt", **changes):
 def make_drafter(generator, **changes):
     torch.manual_seed(1)
     config = {
-        "_target_": "argen.generators.feature_drafter.FeatureDrafter",
+        "_target_": "argen.generators.drafter.feature_drafter.FeatureDrafter",
         "spec": SPEC.to_dict(),
         "dim": 64,
         "heads": 4,

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from argen.build import build
-from argen.configs import for_codes, preset
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
 from argen.errors import IncompatibleError, SpecError, UserError
 from argen.layers.noise import SeededNoise
+from argen.runtime.presets import for_codes, preset
 from argen.spec import CodeSpec, Segment
 
 PLAIN = CodeSpec("discrete", (Segment((4, 4), vocab_sizes=(32,)),))

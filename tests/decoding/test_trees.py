@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from argen.decoding.draws import FRESH, use_of
-from argen.decoding.enumeration import Scripted, follow
-from argen.decoding.neighbours import NeighbourRejection, nearest_codes
-from argen.decoding.tree_drafter import TreeShape
-from argen.decoding.trees import Tree, walk
+from argen.decoding.speculative.decisions import FRESH, use_of
+from argen.decoding.speculative.neighbours import NeighbourRejection, nearest_codes
+from argen.decoding.speculative.tree_drafter import TreeShape
+from argen.decoding.speculative.trees import Tree, walk
 from argen.errors import UserError
+from argen.testing.enumeration import Scripted, follow
 
 V, SHAPE = 3, TreeShape([[0], [1], [0, 0], [0, 1], [1, 0]])
 

@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from argen.build import build
-from argen.configs import for_codes, preset
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
 from argen.decoding.zipar import ZipAR, schedule
 from argen.errors import IncompatibleError, UserError
 from argen.layers.noise import SeededNoise
+from argen.runtime.presets import for_codes, preset
 from argen.spec import CodeSpec, Segment
 
 GRID = CodeSpec("discrete", (Segment((4, 6), vocab_sizes=(20,), dim=4),))

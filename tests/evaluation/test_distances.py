@@ -13,10 +13,10 @@ from argen.evaluation.distances import (
     kernel_distance,
     precision_recall,
 )
-from argen.evaluation.features import build_extractor
 from argen.evaluation.protocol import Protocol
 from argen.evaluation.report import evaluate
 from argen.evaluation.statistics import GaussianStatistics, frechet_distance
+from argen.pretrained.features import build_extractor
 
 SETTINGS = {
     "name": "small",
@@ -37,20 +37,20 @@ SETTINGS = {
 }
 
 
-def write_pictures(folder, seed, n=24, side=24):
+def write_images(folder, seed, n=24, side=24):
     draws = np.random.RandomState(seed)
     folder.mkdir()
     for i in range(n):
         base = draws.randint(0, 256, (4, 4, 3), dtype=np.uint8)
-        picture = Image.fromarray(base).resize((side, side), Image.Resampling.BICUBIC)
-        picture.save(folder / f"{i:03d}.png")
+        image = Image.fromarray(base).resize((side, side), Image.Resampling.BICUBIC)
+        image.save(folder / f"{i:03d}.png")
 
 
 def test_all_metrics_are_those_of_torch_fidelitys_command(tmp_path, inception_file):
     from torch_fidelity import calculate_metrics
 
-    write_pictures(tmp_path / "made", 0)
-    write_pictures(tmp_path / "real", 1)
+    write_images(tmp_path / "made", 0)
+    write_images(tmp_path / "real", 1)
     theirs = calculate_metrics(
         input1=str(tmp_path / "made"),
         input2=str(tmp_path / "real"),
@@ -108,7 +108,7 @@ def test_spatial_features_are_the_first_channels_of_the_first_branch(inception_f
     assert found.shape[1] == extractor.feature_dim("spatial") == 2023
 
 
-def test_features_of_sixteen_pictures_are_torch_fidelitys_to_the_bit(inception_file):
+def test_features_of_sixteen_images_are_torch_fidelitys_to_the_bit(inception_file):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     draws = torch.Generator().manual_seed(16)
@@ -157,7 +157,7 @@ def numpy_ball_metrics(made, real, k, k_ball):
         return np.sqrt(((x[:, None] - y[None]) ** 2).sum(-1))
 
     def radius(x, neighbours):
-        return np.sort(distances(x, x), axis=1)[:, neighbours]  # 0 is the picture itself
+        return np.sort(distances(x, x), axis=1)[:, neighbours]  # 0 is the image itself
 
     between = distances(made, real)
     precision = (between <= radius(real, k)[None]).any(1).mean()
@@ -225,7 +225,7 @@ def test_reference_keeps_what_a_protocol_needs(tmp_path, inception_file):
     from argen.evaluation.reference import Reference
     from argen.evaluation.reference_making import open_reference
 
-    write_pictures(tmp_path / "real", 1, n=12)
+    write_images(tmp_path / "real", 1, n=12)
     protocol = Protocol.from_dict(
         {**SETTINGS, "metrics": ["frechet", "sfid", "kid"], "reference_features": 8}
     )
@@ -236,7 +236,7 @@ def test_reference_keeps_what_a_protocol_needs(tmp_path, inception_file):
     assert torch.equal(found.features_MD, made.features_MD)
     assert isinstance(found.spatial, GaussianStatistics)
     torch.testing.assert_close(found.spatial.covariance, made.spatial.covariance)
-    # ADM's form: statistics, and pictures for precision and recall.
+    # ADM's form: statistics, and images for precision and recall.
     pixels = np.stack([np.array(Image.open(p)) for p in sorted((tmp_path / "real").iterdir())])
     np.savez(
         tmp_path / "adm.npz",

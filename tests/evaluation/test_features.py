@@ -1,4 +1,4 @@
-"""The feature networks: right weights, right pictures, right numbers."""
+"""The feature networks: right weights, right images, right numbers."""
 
 import numpy as np
 import pytest
@@ -7,16 +7,16 @@ import torch.nn.functional as F
 from PIL import Image
 
 from argen.errors import CheckpointError, UserError
-from argen.evaluation.efficientnet import (
+from argen.images.pixels import to_float, to_uint8
+from argen.pretrained.efficientnet import (
     SameConv2d,
     load_efficientnet_lite0,
     normalise,
     own_key,
     weights_file,
 )
-from argen.evaluation.features import EfficientNetLite0Features, build_extractor
-from argen.evaluation.inception import InceptionFeatures
-from argen.evaluation.pictures import to_float, to_uint8
+from argen.pretrained.features import EfficientNetLite0Features, build_extractor
+from argen.pretrained.inception import InceptionFeatures
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,8 @@ def photo(name: str, side: int) -> torch.Tensor:
     pixels = datasets.load_sample_image(name)
     edge = min(pixels.shape[:2])
     top, left = (pixels.shape[0] - edge) // 2, (pixels.shape[1] - edge) // 2
-    picture = Image.fromarray(pixels[top : top + edge, left : left + edge])
-    return torch.from_numpy(np.array(picture.resize((side, side), Image.Resampling.BICUBIC)))
+    image = Image.fromarray(pixels[top : top + edge, left : left + edge])
+    return torch.from_numpy(np.array(image.resize((side, side), Image.Resampling.BICUBIC)))
 
 
 def test_every_published_weight_is_used_once():
@@ -144,7 +144,7 @@ def test_inception_is_torch_fidelitys_to_the_bit(inception_file):
     pool, logits = theirs(pixels)
     assert torch.equal(found["pool"], pool)
     assert torch.equal(found["logits_unbiased"], logits)
-    assert pool.std(0).max() > 0, "the three pictures must differ in their features"
+    assert pool.std(0).max() > 0, "the three images must differ in their features"
 
 
 def test_inception_refuses_other_weights(inception_file):

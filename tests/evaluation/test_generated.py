@@ -1,15 +1,15 @@
-"""Pictures drawn for a score: the same set in one go, in two, and on two ranks."""
+"""Images drawn for a score: the same set in one go, in two, and on two ranks."""
 
 import numpy as np
 import pytest
 import torch
 
 from argen.build import build
-from argen.configs import for_codes, preset
 from argen.evaluation import generated
 from argen.evaluation.generated import Generated
 from argen.evaluation.sample_files import open_samples
 from argen.pipeline import Pipeline
+from argen.runtime.presets import for_codes, preset
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_stopped_run_goes_on_with_what_it_has(pipe, tmp_path, monkeypatch):
     monkeypatch.setattr(Generated, "_draw", noted)
     assert torch.equal(whole(again)[1], pixels)
     assert [int(i[0]) for i in drawn] == [4, 8]
-    # And the pictures are those that the pipeline draws from these seeds.
+    # And the images are those that the pipeline draws from these seeds.
     alone = pipe([2], n=1, seed=7 + 9, cfg=2.0)
     assert torch.equal(generated.to_uint8(alone.images)[0], pixels[9])
 

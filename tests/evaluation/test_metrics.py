@@ -60,7 +60,7 @@ def test_near_copies_at_the_threshold():
         near_copies(made, [])
 
 
-def test_duplicates_are_equal_8_bit_pictures():
+def test_duplicates_are_equal_8_bit_images():
     torch.manual_seed(0)
     images = torch.rand(6, 3, 8, 8) * 1.8 - 0.9
     images[4] = images[1]

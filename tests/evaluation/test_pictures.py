@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from argen.errors import UserError
-from argen.evaluation.pictures import read_images, to_float, to_uint8
+from argen.images.files import read_images
+from argen.images.pixels import to_float, to_uint8
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_a_folder_is_read_in_order(folder):
 
 
 def test_folder_problems_are_named(folder, tmp_path):
-    with pytest.raises(UserError, match="5 pictures, but at least 6"):
+    with pytest.raises(UserError, match="5 images, but at least 6"):
         read_images(folder, least=6)
     with pytest.raises(UserError, match="no folder"):
         read_images(folder / "absent")
@@ -51,7 +52,7 @@ def test_folder_problems_are_named(folder, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16"])
-def test_pictures_that_are_not_rgb_are_named(folder, mode):
+def test_images_that_are_not_rgb_are_named(folder, mode):
     Image.new(mode, (12, 8)).save(folder / "9.png")
     with pytest.raises(UserError, match=rf"9\.png has mode {mode}"):
         list(read_images(folder))
@@ -60,11 +61,11 @@ def test_pictures_that_are_not_rgb_are_named(folder, mode):
 def test_a_cut_file_is_named(folder):
     whole = (folder / "2.png").read_bytes()
     (folder / "2.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"2\.png is not a readable picture"):
+    with pytest.raises(UserError, match=r"2\.png is not a readable image"):
         list(read_images(folder))
 
 
 def test_an_empty_folder_says_what_it_looked_for(tmp_path):
     (tmp_path / "notes.txt").write_text("none")
-    with pytest.raises(UserError, match=r"no pictures \(\.png"):
+    with pytest.raises(UserError, match=r"no images \(\.png"):
         read_images(tmp_path)

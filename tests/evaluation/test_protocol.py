@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from argen.errors import UserError
-from argen.evaluation.features import EfficientNetLite0Features
 from argen.evaluation.protocol import Protocol, evenly_spread, shipped_protocols
+from argen.pretrained.features import EfficientNetLite0Features
 
 
 @pytest.mark.parametrize("name", sorted(shipped_protocols()))

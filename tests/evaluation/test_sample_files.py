@@ -1,4 +1,4 @@
-"""Pictures from folders, .npz files and tar shards; what is refused, and how."""
+"""Images from folders, .npz files and tar shards; what is refused, and how."""
 
 import io
 import tarfile
@@ -27,16 +27,16 @@ def png(array):
 
 def folder(path, pixels):
     path.mkdir()
-    for i, picture in enumerate(pixels):
-        (path / f"{i:02d}.png").write_bytes(png(picture))
+    for i, image in enumerate(pixels):
+        (path / f"{i:02d}.png").write_bytes(png(image))
     return path
 
 
 def tar(path, pixels, first=0):
     with tarfile.open(path, "w") as archive:
-        for i, picture in enumerate(pixels):
+        for i, image in enumerate(pixels):
             for name, data in (
-                (f"{first + i:02d}.png", png(picture)),
+                (f"{first + i:02d}.png", png(image)),
                 (f"{first + i:02d}.cls", b"1"),
             ):
                 member = tarfile.TarInfo(name)
@@ -47,7 +47,7 @@ def tar(path, pixels, first=0):
 
 @pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize("form", ["folder", "npz", "tar"])
-def test_every_form_gives_the_same_pictures_on_any_number_of_ranks(
+def test_every_form_gives_the_same_images_on_any_number_of_ranks(
     tmp_path, pixels, form, ranks, monkeypatch
 ):
     if form == "folder":
@@ -78,10 +78,10 @@ def test_every_form_gives_the_same_pictures_on_any_number_of_ranks(
     [
         ({"arr_0": np.zeros((3, 4, 4, 3), np.float32)}, r"float32 \(3, 4, 4, 3\).*must be uint8"),
         ({"arr_0": np.zeros((3, 3, 4, 4), np.uint8)}, r"uint8 \(3, 3, 4, 4\).*\(N, H, W, 3\)"),
-        ({"pictures": np.zeros((3, 4, 4, 3), np.uint8)}, "must be arr_0"),
+        ({"images": np.zeros((3, 4, 4, 3), np.uint8)}, "must be arr_0"),
         (
             {"arr_0": np.zeros((3, 4, 4, 3), np.uint8), "labels": np.zeros(2)},
-            "3 pictures, but 2 labels",
+            "3 images, but 2 labels",
         ),
         ({"arr_0": np.zeros((1, 4, 4, 3), np.uint8)}, "at least 2"),
     ],

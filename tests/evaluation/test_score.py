@@ -1,4 +1,4 @@
-"""Scoring end to end on small pictures with the real network."""
+"""Scoring end to end on small images with the real network."""
 
 import json
 from dataclasses import replace
@@ -8,21 +8,21 @@ import torch
 
 from argen.data.images import ImageSource, MemoryImages
 from argen.errors import UserError
-from argen.evaluation.features import EfficientNetLite0Features
 from argen.evaluation.metrics import class_agreement, near_copies
-from argen.evaluation.pictures import to_float
 from argen.evaluation.protocol import Protocol
 from argen.evaluation.reference import Reference
 from argen.evaluation.reference_making import reference_from_source
 from argen.evaluation.report import evaluate, summary
 from argen.evaluation.score import score_samples
 from argen.evaluation.statistics import GaussianStatistics, frechet_distance
+from argen.images.pixels import to_float
+from argen.pretrained.features import EfficientNetLite0Features
 
 COLOURS = torch.tensor([[230, 30, 30], [30, 30, 230]])
 
 
 def blobs(n: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return noisy uint8 pictures whose class is their colour, and the classes."""
+    """Return noisy uint8 images whose class is their colour, and the classes."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % 2
     noise = torch.randint(-25, 26, (n, 3, 16, 16), generator=generator)
@@ -83,7 +83,7 @@ def test_batches_give_what_one_tensor_gives(source, extractor, protocol):
     assert {**parts, "fd_lite": 0} == {**whole, "fd_lite": 0}
 
 
-def test_worse_pictures_score_worse(source, extractor, protocol, cheap):
+def test_worse_images_score_worse(source, extractor, protocol, cheap):
     pixels, labels = blobs(16, seed=1)
     options = {"extractor": extractor}
     good = score_samples(pixels, labels, source, protocol, **options)
@@ -94,7 +94,7 @@ def test_worse_pictures_score_worse(source, extractor, protocol, cheap):
     copied = score_samples(source.train.images[:16], labels, source, cheap, **options)
     assert copied["near_copies"] == 1.0
     given = score_samples(pixels, labels, source, cheap, copies_of=255 - pixels, **options)
-    assert (given["near_copies"], given["near_copies_of"]) == (0.0, "pictures given")
+    assert (given["near_copies"], given["near_copies_of"]) == (0.0, "images given")
 
 
 def test_every_deviation_is_named(source, extractor, reference, cheap):

@@ -74,9 +74,9 @@ def test_closed_form_when_covariances_are_rank_deficient():
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-10)
 
 
-@pytest.mark.parametrize("pictures", [20, 64, 300])
-def test_no_distance_to_itself(pictures):
-    data = features(pictures, 64, seed=4)
+@pytest.mark.parametrize("images", [20, 64, 300])
+def test_no_distance_to_itself(images):
+    data = features(images, 64, seed=4)
     same = frechet_distance(GaussianStatistics.of(data), GaussianStatistics.of(data))
     assert 0 <= same < 1e-9
     moved = GaussianStatistics.of(data + 0.5)
@@ -112,7 +112,7 @@ def reduce_on_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     data = features(50, 8, seed=7, shift=100.0)
-    # Uneven shares: 50 pictures as 18 and 32.
+    # Uneven shares: 50 images as 18 and 32.
     own = data[:18] if rank == 0 else data[18:]
     GaussianStatistics.of(own).all_reduce().save(f"{folder}/{rank}.npz")
     dist.destroy_process_group()

@@ -10,14 +10,19 @@ from PIL import Image
 
 from argen.data.codes import CodeWriter
 from argen.errors import UserError
-from argen.evaluation.class_tokens import class_divergence
-from argen.evaluation.compressibility import adaptive_bits, compressibility
-from argen.evaluation.information import entropy, jensen_shannon, miller_madow, mutual_information
-from argen.evaluation.neighbours import neighbour_information, ngrams
-from argen.evaluation.token_page import write_page
-from argen.evaluation.tokens import token_statistics
-from argen.evaluation.words import joint_ids
-from argen.evaluation.zipf import innovation, zipf_fit
+from argen.evaluation.code_stats.classes import class_divergence
+from argen.evaluation.code_stats.compressibility import adaptive_bits, compressibility
+from argen.evaluation.code_stats.information import (
+    entropy,
+    jensen_shannon,
+    miller_madow,
+    mutual_information,
+)
+from argen.evaluation.code_stats.neighbours import neighbour_information, ngrams
+from argen.evaluation.code_stats.page import write_page
+from argen.evaluation.code_stats.report import token_statistics
+from argen.evaluation.code_stats.words import joint_ids
+from argen.evaluation.code_stats.zipf import innovation, zipf_fit
 from argen.spec import CodeSpec, Segment
 
 
@@ -72,13 +77,13 @@ def test_zipf_says_when_it_does_not_fit() -> None:
     assert zipf_fit(np.array([5]))["exponent"] is None
 
 
-def test_innovation_of_pictures_that_share_nothing_and_everything() -> None:
+def test_innovation_of_images_that_share_nothing_and_everything() -> None:
     apart = innovation(np.arange(400).reshape(100, 4))
     assert apart["words"][-1] == 400
     assert apart["heaps_exponent"] == pytest.approx(1)
-    assert apart["last_tenth_new_per_picture"] == pytest.approx(4)
+    assert apart["last_tenth_new_per_image"] == pytest.approx(4)
     same = innovation(np.tile(np.arange(4), (100, 1)))
-    assert (same["first_picture"], same["last_tenth_new_per_picture"]) == (4, 0)
+    assert (same["first_image"], same["last_tenth_new_per_image"]) == (4, 0)
     assert same["heaps_exponent"] == pytest.approx(0)
 
 
@@ -94,8 +99,8 @@ def test_neighbours_that_know_nothing_or_all() -> None:
         assert row["corrected_bits"] == pytest.approx(known, abs=0.03)
 
 
-def test_place_alone_is_told_apart_from_the_picture() -> None:
-    # The code depends on its column only, so another picture's neighbour tells as much.
+def test_place_alone_is_told_apart_from_the_image() -> None:
+    # The code depends on its column only, so another image's neighbour tells as much.
     ids = np.broadcast_to(np.arange(8) // 2, (50, 8, 8))
     right = neighbour_information(ids)[0]
     assert right["position_bits"] == pytest.approx(right["bits"])
@@ -210,10 +215,10 @@ def test_a_page_and_numbers_of_every_kind(kind: str, tmp_path) -> None:
         assert len(set(page.convert("L").resize((100, 100)).tobytes())) > 20
 
 
-def test_fewer_pictures_are_spread_evenly(tmp_path) -> None:
+def test_fewer_images_are_spread_evenly(tmp_path) -> None:
     written(SPECS["plain"], tmp_path)
     found = token_statistics(tmp_path, most=20)
-    assert (found["pictures"], found["of_pictures"]) == (20, 40)
+    assert (found["images"], found["of_images"]) == (20, 40)
 
 
 def test_what_is_refused(tmp_path) -> None:

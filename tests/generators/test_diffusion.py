@@ -7,7 +7,7 @@ import torch
 
 from argen.decoding.filters import Filters
 from argen.errors import UserError
-from argen.generators.diffusion_head import DiffusionHead, noise_temperature
+from argen.generators.heads.diffusion import DiffusionHead, noise_temperature
 from argen.layers.diffusion import GaussianDiffusion, binned_log_likelihood, spaced_timesteps
 from argen.layers.noise import SeededNoise
 

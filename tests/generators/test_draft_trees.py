@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from argen.build import build
-from argen.configs import for_codes, preset
 from argen.generators.conditioning import TextConditioner, TextFeatures
 from argen.layers.tree import levels, reach
+from argen.runtime.presets import for_codes, preset
 from argen.spec import CodeSpec, Segment
 
 SPEC = CodeSpec("discrete", (Segment((3, 4), vocab_sizes=(20,), dim=4),))

@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from argen.build import build
-from argen.configs import for_codes, preset
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.masked import Masked, cosine_counts
 from argen.errors import IncompatibleError, UserError
 from argen.generators.conditioning import TextConditioner, TextFeatures
-from argen.generators.mar import MAR, MARDraws, truncated_normal
+from argen.generators.mar import MAR
+from argen.generators.mar.mar import MARDraws, truncated_normal
 from argen.layers.noise import SeededNoise
+from argen.runtime.presets import for_codes, preset
 from argen.spec import CodeSpec, Segment
 
 SPEC = CodeSpec("continuous", (Segment((3, 5), dim=3),))  # odd and not square

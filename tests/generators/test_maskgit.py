@@ -6,14 +6,19 @@ import torch
 from safetensors.torch import load_file
 
 from argen.build import build
-from argen.configs import for_codes, preset
 from argen.errors import CheckpointError, IncompatibleError, UserError
 from argen.generators.conditioning import TextConditioner, TextFeatures
 from argen.generators.halton import halton_grid, halton_order
-from argen.generators.mask_schedule import SCHEDULES, group_sizes, unknown_after, unknown_share
-from argen.generators.maskgit import masked_accuracy, masked_loss
+from argen.generators.maskgit.mask_schedule import (
+    SCHEDULES,
+    group_sizes,
+    unknown_after,
+    unknown_share,
+)
+from argen.generators.maskgit.maskgit import masked_accuracy, masked_loss
 from argen.interop import maskgit
 from argen.layers.noise import SeededNoise
+from argen.runtime.presets import for_codes, preset
 from argen.spec import CodeSpec, Segment
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -182,7 +187,7 @@ def test_halton_order_spreads_out():
     for n in (16, 64):
         side = round(n**0.5)
         cells = {((p // 16) * side // 16, (p % 16) * side // 16) for p in order[:n]}
-        assert len(cells) > 0.7 * n  # of n equal cells of the picture
+        assert len(cells) > 0.7 * n  # of n equal cells of the image
     assert halton_grid(1, 8) == [4, 2, 6, 1, 5, 3, 7, 0]
     assert halton_grid(8, 1) == halton_grid(1, 8)
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from argen.build import build
-from argen.configs import for_codes, preset
 from argen.decoding.filters import Filters
 from argen.errors import IncompatibleError, UserError
 from argen.generators.orders import ORDERS, grid_order
 from argen.layers.noise import SeededNoise
+from argen.runtime.presets import for_codes, preset
 from argen.spec import CodeSpec, Segment
 
 GRID = CodeSpec("discrete", (Segment((4, 4), vocab_sizes=(32,)),))

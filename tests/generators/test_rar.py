@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from argen.build import build
-from argen.configs import for_codes, preset
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
@@ -12,6 +11,7 @@ from argen.errors import IncompatibleError, UserError
 from argen.generators import rar
 from argen.generators.conditioning import TextFeatures
 from argen.layers.noise import SeededNoise
+from argen.runtime.presets import for_codes, preset
 from argen.spec import CodeSpec, Segment
 
 GRID = CodeSpec("discrete", (Segment((4, 4), vocab_sizes=(32,)),))

@@ -7,13 +7,13 @@ import torch
 from torch.nn import functional as F
 
 from argen.build import build
-from argen.configs import for_codes, preset
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
 from argen.errors import IncompatibleError, UserError
-from argen.generators.split import VocabularySplit
+from argen.generators.heads.split import VocabularySplit
 from argen.layers.noise import SeededNoise
+from argen.runtime.presets import for_codes, preset
 from argen.spec import CodeSpec, Segment
 
 SUBS = CodeSpec("discrete", (Segment((3, 4), vocab_sizes=(4, 16, 8)),))

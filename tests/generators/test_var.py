@@ -7,7 +7,6 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from argen.build import build
-from argen.configs import for_codes, preset
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
@@ -18,6 +17,7 @@ from argen.interop import var, var_vqvae
 from argen.interop.base import Imported
 from argen.layers.noise import SeededNoise
 from argen.pipeline import Pipeline
+from argen.runtime.presets import for_codes, preset
 from argen.spec import CodeSpec, Segment
 from argen.tokenizers.quantizers.multiscale import MultiScaleVQ
 from argen.training.optim import Optim
@@ -200,7 +200,7 @@ def test_released_files_tell_their_own_sizes():
     }
     assert config["encoder"]["multipliers"] == [1, 1, 2]
     assert config["encoder"]["blocks"] == 1
-    with pytest.raises(UserError, match="draws pictures of 64 px, not 256: set image_size=64"):
+    with pytest.raises(UserError, match="draws images of 64 px, not 256: set image_size=64"):
         var.import_generator(parts["var_wo_ddp"], source="var.pth", image_size=256)
     with pytest.raises(CheckpointError, match="not a VAR generator"):
         var.import_generator(parts["vae_local"], source="vae.pth")
@@ -246,7 +246,7 @@ def reference_weights(shared, cosine, D=24, H=3, C=5, V=7, L=14, K=3):
 
 
 def reference_logits(w, label, read, level, cosine, H=3):
-    """Write out the published network, one block deep, for one picture."""
+    """Write out the published network, one block deep, for one image."""
     c = w["class_emb.weight"][label]
     D = len(c)
 

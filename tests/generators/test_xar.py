@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from argen.build import build
-from argen.configs import for_codes, preset
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
 from argen.errors import IncompatibleError, UserError
-from argen.generators.entities import entities
-from argen.generators.flow_head import FlowHead, Velocity
-from argen.generators.xar import whole_time
+from argen.generators.heads.flow import FlowHead, Velocity
+from argen.generators.xar.entities import entities
+from argen.generators.xar.xar import whole_time
 from argen.layers.noise import SeededNoise
+from argen.runtime.presets import for_codes, preset
 from argen.spec import CodeSpec, Segment
 
 SPEC = CodeSpec("continuous", (Segment((4, 6), dim=3),))

@@ -13,10 +13,10 @@ from test_mar_xar import reference_xar
 
 from argen import cli
 from argen.build import build
-from argen.configs import for_codes, preset
-from argen.generators.feature_drafter import load_drafter
+from argen.generators.drafter.feature_drafter import load_drafter
 from argen.interop import lantern, mar_klvae
 from argen.pipeline import load
+from argen.runtime.presets import for_codes, preset
 from argen.spec import CodeSpec
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -164,7 +164,7 @@ def test_a_missing_or_foreign_tokenizer_and_unknown_options_are_refused(
     assert "no option 'scal' for a tokenizer. Did you mean 'scale'?" in error
 
 
-def test_pictures_smaller_than_a_code_are_refused(tmp_path, monkeypatch, capsys):
+def test_images_smaller_than_a_code_are_refused(tmp_path, monkeypatch, capsys):
     ckpt = golden("nar-c2i", tmp_path / "nar.pt")
     words = ["source=nar", f"ckpt={ckpt}", f"out={tmp_path}/model", "image_size=8"]
     status, error = convert(monkeypatch, capsys, *words, "+options.heads=4")

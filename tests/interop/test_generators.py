@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from argen.errors import CheckpointError, UserError
 from argen.generators.orders import grid_order
-from argen.interop import ibq, net2net, open_magvit2, open_magvit2_ar, rar, taming, wetok
+from argen.interop import ibq, net2net, open_magvit2, open_magvit2_ar, rar, wetok
+from argen.interop.taming import tokenizer as taming
 from argen.pipeline import Pipeline
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from argen.interop import llamagen
 from argen.interop.base import Imported
+from argen.interop.llamagen import llamagen
 
 WIDTH, LATENT, CODES, DIM = 32, 32, 48, 8
 MULTIPLIERS = (1, 2)

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from argen.build import build
-from argen.configs import for_codes, preset
 from argen.errors import CheckpointError, UserError
 from argen.interop import mar, xar
+from argen.runtime.presets import for_codes, preset
 from argen.spec import CodeSpec, Segment
 
 GOLDEN = Path(__file__).parents[1] / "golden"

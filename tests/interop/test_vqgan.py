@@ -9,16 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from argen.build import build
-from argen.configs import preset
 from argen.errors import CheckpointError, UserError
-from argen.interop import (
-    llamagen,
-    llamagen_objective,
-    maskgit_vqgan,
-    taming,
-    taming_objective,
-)
-from argen.tokenizers.discriminators import StyleGANDiscriminator
+from argen.interop import maskgit_vqgan
+from argen.interop.llamagen import llamagen, llamagen_objective
+from argen.interop.taming import taming_objective
+from argen.interop.taming import tokenizer as taming
+from argen.objectives.discriminators import StyleGANDiscriminator
+from argen.runtime.presets import preset
 
 GUMBEL = Path(__file__).parents[1] / "golden" / "taming-gumbel"
 

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-import argen.layers.product_attention as in_products
+import argen.layers.cpu.product_attention as in_products
 from argen.errors import UserError
 from argen.layers.attention import SelfAttention, attend, manual_attention
 from argen.layers.cache import KVCache, Window
+from argen.layers.cpu.product_attention import product_attention
 from argen.layers.masks import block_causal, causal, dense_mask, text_masked
-from argen.layers.product_attention import product_attention
 from argen.layers.rope import rope_table_1d
 
 

@@ -1,4 +1,4 @@
-"""Frozen text encoders: shapes, padding, what stands still, what is refused."""
+"""Frozen text encoders: shapes, padding, what is frozen, what is refused."""
 
 from __future__ import annotations
 

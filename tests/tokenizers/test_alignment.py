@@ -6,15 +6,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from argen.build import build
-from argen.configs import preset
 from argen.errors import CheckpointError, UserError
-from argen.foundation import foundation_features
-from argen.tokenizers.alignment import AlignmentLoss, FrozenFeatures, alignment_scale
-from argen.tokenizers.objective import Objective
+from argen.objectives.alignment import (
+    AlignmentLoss,
+    FrozenFeatures,
+    alignment_scale,
+    foundation_features,
+)
+from argen.objectives.objective import Objective
+from argen.runtime.presets import preset
 
 
 class Patches(nn.Module):
-    """A network that gives a class token and the 4 x 4 patches of a picture as tokens."""
+    """A network that gives a class token and the 4 x 4 patches of an image as tokens."""
 
     def __init__(self, width=6):
         super().__init__()

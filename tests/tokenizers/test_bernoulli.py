@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from argen.build import build
-from argen.configs import preset
 from argen.layers.noise import SeededNoise
+from argen.runtime.presets import preset
 from argen.tokenizers.generative import from_plain
 from argen.tokenizers.quantizers.bernoulli import Bernoulli
 
@@ -55,7 +55,7 @@ def test_gradient_passes_to_the_probabilities():
     torch.testing.assert_close(found, expected)
 
 
-def test_generative_decoder_needs_the_same_noise_for_the_same_picture():
+def test_generative_decoder_needs_the_same_noise_for_the_same_image():
     torch.manual_seed(0)
     tokenizer = build(preset("tokenizer", "tiny_wetok")).eval()
     codes = torch.randint(16, (2, 64, 2))

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from argen.build import build
-from argen.configs import preset
 from argen.errors import CheckpointError
-from argen.judge import dino_discriminator
-from argen.tokenizers.dino import DinoViT, load_dino
+from argen.objectives.feature_discriminator import dino_discriminator
+from argen.pretrained.dino import DinoViT, load_dino
+from argen.runtime.presets import preset
 
 
 def released_keys(network):
@@ -43,7 +43,7 @@ def test_readings_are_patches_plus_class_token():
     assert all(torch.equal(a, b) for a, b in zip(found, network(images)))
 
 
-def test_released_file_judges_pictures(tmp_path):
+def test_released_file_judges_images(tmp_path):
     torch.manual_seed(0)
     network = DinoViT()
     torch.save(released_keys(network), tmp_path / "dino.pth")

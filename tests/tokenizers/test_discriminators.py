@@ -5,18 +5,18 @@ import torch
 from torch import nn
 
 from argen.errors import UserError
-from argen.tokenizers.diffaugment import DiffAugment
-from argen.tokenizers.discriminators import (
+from argen.objectives.diffaugment import DiffAugment
+from argen.objectives.discriminators import (
     ActNorm,
     Blur,
     BlurDiscriminator,
     PatchDiscriminator,
     StyleGANDiscriminator,
 )
-from argen.tokenizers.feature_discriminator import FeatureDiscriminator
+from argen.objectives.feature_discriminator import FeatureDiscriminator
 
 
-def pictures(rows=2, height=32, width=32, seed=0):
+def random_images(rows=2, height=32, width=32, seed=0):
     draws = torch.Generator().manual_seed(seed)
     return torch.rand(rows, 3, height, width, generator=draws) * 2 - 1
 
@@ -25,17 +25,17 @@ def pictures(rows=2, height=32, width=32, seed=0):
 def test_patch_sizes(layers, smallest):
     judge = PatchDiscriminator(channels=4, layers=layers)
     for side in (smallest, 32, 45):
-        logits = judge(pictures(height=side, width=64))
+        logits = judge(random_images(height=side, width=64))
         assert logits.shape == (2, 1, judge.logit_side(side), judge.logit_side(64))
         assert logits.numel() > 0
     assert judge.logit_side(smallest - 8) < 1
     with pytest.raises(UserError, match="fewer layers"):
-        judge(pictures(height=smallest - 8))
+        judge(random_images(height=smallest - 8))
 
 
 def test_patch_sees_a_patch():
     judge = PatchDiscriminator(channels=4, layers=1).eval()
-    images = pictures(height=64, width=64).requires_grad_()
+    images = random_images(height=64, width=64).requires_grad_()
     judge(images)[0, 0, 16, 16].backward()
     rows = images.grad.abs().sum((0, 1, 3)).nonzero()
     assert rows.max() - rows.min() + 1 == 16
@@ -79,7 +79,7 @@ def test_blur_discriminator_gives_one_grid_for_every_size():
     for blur in (True, False):
         judge = BlurDiscriminator(channels=8, stages=2, norm_groups=4, blur=blur)
         for side in (32, 64):
-            assert judge(pictures(height=side, width=48)).shape == (2, 1, 16, 16)
+            assert judge(random_images(height=side, width=48)).shape == (2, 1, 16, 16)
     with pytest.raises(UserError, match="at least one stage"):
         BlurDiscriminator(stages=0)
     with pytest.raises(UserError, match="3, 4 or 5"):
@@ -88,11 +88,11 @@ def test_blur_discriminator_gives_one_grid_for_every_size():
 
 def test_style_discriminator_widths():
     judge = StyleGANDiscriminator(image_size=64, max_channels=32)
-    assert judge(pictures(height=64, width=64)).shape == (2, 1)
+    assert judge(random_images(height=64, width=64)).shape == (2, 1)
     assert [s.conv1.out_channels for s in judge.stages] == [32, 32, 32, 32]
     assert judge.conv_in.out_channels == 16
     with pytest.raises(UserError, match="set its image_size"):
-        judge(pictures())
+        judge(random_images())
     with pytest.raises(UserError, match="power of two"):
         StyleGANDiscriminator(image_size=48)
 
@@ -100,7 +100,7 @@ def test_style_discriminator_widths():
 def test_feature_discriminator_trains_heads_alone():
     network = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 6, 3, padding=1))
     judge = FeatureDiscriminator(network, taps=["0", "1"], channels=[8, 6], size=16, kernel=3)
-    images = pictures().requires_grad_()
+    images = random_images().requires_grad_()
     logits = judge(images)
     assert logits.shape == (2, 2 * 64)
     logits.mean().backward()
@@ -114,7 +114,7 @@ def test_feature_discriminator_trains_heads_alone():
 
 def test_augmentation_changes_what_it_says():
     torch.manual_seed(0)
-    images = pictures(rows=4)
+    images = random_images(rows=4)
     shifted = DiffAugment(policies=["translation"])(images)
     for before, after in zip(images, shifted):
         rows = (after != 0).any(0)
@@ -133,6 +133,6 @@ def test_augmentation_changes_what_it_says():
 
 def test_augmentation_lets_gradients_through():
     torch.manual_seed(0)
-    images = pictures().requires_grad_()
+    images = random_images().requires_grad_()
     DiffAugment()(images).square().sum().backward()
     assert (images.grad != 0).float().mean() > 0.3

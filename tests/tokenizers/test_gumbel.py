@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from argen.build import build
-from argen.configs import preset
 from argen.errors import UserError
 from argen.layers.noise import SeededNoise
+from argen.runtime.presets import preset
 from argen.tokenizers.quantizers.gumbel import Gumbel
 from argen.tokenizers.quantizers.subset import CodeSubset, Subset
 from argen.tokenizers.quantizers.vq import VQ

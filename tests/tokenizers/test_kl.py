@@ -5,10 +5,10 @@ import torch
 import torch.multiprocessing as mp
 
 from argen.build import build
-from argen.configs import preset
 from argen.errors import CheckpointError, UserError
 from argen.interop import mar_klvae, va_vae
 from argen.layers.noise import SeededNoise
+from argen.runtime.presets import preset
 from argen.tokenizers.kl import patchify, unpatchify
 from argen.tokenizers.quantizers.gaussian import Gaussian
 
@@ -20,7 +20,7 @@ def tokenizer(*, quantizer=None, **options):
     return build({**config, **options}).eval()
 
 
-def pictures(rows=4, side=16, seed=0):
+def random_images(rows=4, side=16, seed=0):
     draws = torch.Generator().manual_seed(seed)
     return torch.rand(rows, 3, side, side, generator=draws) * 2 - 1
 
@@ -49,7 +49,7 @@ def test_without_a_variance_it_is_constant():
 
 
 def test_encode_is_the_mean_without_noise_and_repeatable_with_it():
-    model, images = tokenizer(), pictures()
+    model, images = tokenizer(), random_images()
     mean = model.encode(images)
     model.train()
     torch.testing.assert_close(model.encode(images), mean)
@@ -64,7 +64,7 @@ def test_encode_is_the_mean_without_noise_and_repeatable_with_it():
 @torch.no_grad()
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_measured_codes_have_unit_scale(per_channel):
-    model, images = tokenizer(), pictures(rows=16)
+    model, images = tokenizer(), random_images(rows=16)
     model.quant_conv.bias.copy_(torch.linspace(-2, 1, 8))
     model.quant_conv.weight.mul_(3.0)
     before = model.decode(model.encode(images))
@@ -75,7 +75,7 @@ def test_measured_codes_have_unit_scale(per_channel):
         codes.mean(axes), torch.zeros_like(codes.mean(axes)), rtol=0, atol=0.05
     )
     torch.testing.assert_close(codes.std(axes), torch.ones_like(codes.std(axes)), rtol=0, atol=0.15)
-    # Only the code language changes, not the pictures.
+    # Only the code language changes, not the images.
     torch.testing.assert_close(model.decode(model.encode(images)), before, rtol=1e-4, atol=1e-4)
     model.measure([images], per_channel=False, centre=False)
     assert model.quantizer.mean.eq(0).all()
@@ -83,7 +83,7 @@ def test_measured_codes_have_unit_scale(per_channel):
 
 
 def test_statistics_follow_training():
-    model, images = tokenizer(quantizer={"momentum": 0.1}), pictures(rows=8)
+    model, images = tokenizer(quantizer={"momentum": 0.1}), random_images(rows=8)
     model.train()
     for _ in range(40):
         model(images)
@@ -131,7 +131,7 @@ def test_patches_keep_channel_row_column_order():
 def test_a_patch_of_latents_is_one_code():
     plain, patched = tokenizer(), tokenizer(patch=2)
     patched.load_state_dict(plain.state_dict())
-    images = pictures()
+    images = random_images()
     assert patched.spec.grid == (4, 4)
     assert patched.spec.dim == 16
     codes = patched.encode(images)
@@ -142,7 +142,7 @@ def test_a_patch_of_latents_is_one_code():
 
 def test_sampling_has_gradients():
     model = tokenizer().train()
-    output = model(pictures())
+    output = model(random_images())
     output.images.square().mean().backward()
     weight = model.quant_conv.weight.grad
     assert weight[:4].abs().sum() > 0
@@ -194,7 +194,7 @@ def reference_weights():
 
 def test_importers_read_the_network_off_its_weights():
     model, weights = reference_weights()
-    images = pictures(rows=2, side=64)
+    images = random_images(rows=2, side=64)
     made = mar_klvae.import_tokenizer({"model": weights}, source="kl.ckpt", image_size=64).build()
     with torch.no_grad():
         torch.testing.assert_close(made.encode(images), model.eval().encode(images))
@@ -220,7 +220,7 @@ def test_va_vae_brings_statistics_and_losses():
     torch.testing.assert_close(made.quantizer.mean, statistics["mean"].flatten())
     torch.testing.assert_close(made.quantizer.std, statistics["std"].flatten())
     plain = va_vae.import_tokenizer(checkpoint, source="vavae.pt", image_size=64).build()
-    images = pictures(rows=2, side=64)
+    images = random_images(rows=2, side=64)
     with torch.no_grad():
         codes = (plain.encode(images) - made.quantizer.mean) / made.quantizer.std
         torch.testing.assert_close(made.encode(images), codes, rtol=1e-4, atol=1e-5)

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from argen.errors import UserError
-from argen.tokenizers.losses import (
+from argen.objectives.losses import (
     LeCam,
     adaptive_weight,
     discriminator_loss,
@@ -42,7 +42,7 @@ def test_vanilla_is_the_cross_entropy():
     torch.testing.assert_close(generator_loss(FAKE, "non_saturating"), entropy(FAKE, ones))
 
 
-def test_non_saturating_of_each_picture():
+def test_non_saturating_of_each_image():
     expected = (math.log1p(math.exp(0.75)) + math.log1p(math.exp(-0.5))) / 2
     assert generator_loss(FAKE, "non_saturating_image") == pytest.approx(expected)
     assert generator_loss(FAKE, "non_saturating") != pytest.approx(expected)

@@ -6,9 +6,9 @@ import torch.multiprocessing as mp
 from torch.nn import functional as F
 
 from argen.build import build
-from argen.configs import preset
 from argen.data.emoji import emoji
 from argen.errors import UserError
+from argen.runtime.presets import preset
 from argen.tokenizers.quantizers.hits import HitCounter
 from argen.tokenizers.quantizers.multiscale import MultiScaleVQ, phi_of_scale
 
@@ -128,7 +128,7 @@ def test_another_pyramid_for_another_shape():
 
 def test_wrong_sizes_are_named():
     config = preset("tokenizer", "tiny_multiscale")
-    with pytest.raises(UserError, match="end at 8x8, which is a picture of 16x16"):
+    with pytest.raises(UserError, match="end at 8x8, which is an image of 16x16"):
         build(config, image_size=32)
     with pytest.raises(UserError, match="must be the finest"):
         tokenizer(scales=[1, 16, 8])
@@ -182,7 +182,7 @@ def test_hits_are_summed_over_processes(tmp_path):
     assert metrics == pytest.approx({k: float(v) for k, v in expected.items()})
 
 
-def test_trains_on_pictures():
+def test_trains_on_images():
     source = emoji(image_size=16, categories=["smileys"], shift=0)
     images = torch.stack([source.train[i]["image"] for i in range(64)])
     torch.manual_seed(0)

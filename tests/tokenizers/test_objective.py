@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 from argen.build import build
-from argen.configs import preset, preset_names
 from argen.errors import CheckpointError, UserError
+from argen.objectives.diffaugment import DiffAugment
+from argen.objectives.discriminators import PatchDiscriminator
+from argen.objectives.losses import LeCam
+from argen.objectives.objective import Objective
+from argen.runtime.presets import preset, preset_names
 from argen.tokenizers.base import TokenizerOutput
-from argen.tokenizers.diffaugment import DiffAugment
-from argen.tokenizers.discriminators import PatchDiscriminator
-from argen.tokenizers.losses import LeCam
-from argen.tokenizers.objective import Objective
 from argen.tokenizers.schedules import Linear
 
 
@@ -29,7 +29,7 @@ class Mirror(nn.Module):
 
 
 class Mean(nn.Module):
-    """Judges a picture by its weighted mean."""
+    """Judges an image by its weighted mean."""
 
     def __init__(self):
         super().__init__()
@@ -201,17 +201,17 @@ def test_presets(name, images, monkeypatch):
     names = ("codebook", "commitment", "kl", "indecision", "proxy")
     own = {name: images.mean() * 0 + 1 for name in names if name in ours.weights}
     assert own
-    picture = (images * 0.5).requires_grad_()
-    own["proxy" if "proxy" in own else next(iter(own))] = 0.3 * picture.square().mean()
-    output = TokenizerOutput(images=picture, losses=own)
-    total, terms = ours.tokenizer_loss(images, output, step=step, last_layer=picture)
+    image = (images * 0.5).requires_grad_()
+    own["proxy" if "proxy" in own else next(iter(own))] = 0.3 * image.square().mean()
+    output = TokenizerOutput(images=image, losses=own)
+    total, terms = ours.tokenizer_loss(images, output, step=step, last_layer=image)
     total.backward()
-    assert picture.grad.abs().sum() > 0
+    assert image.grad.abs().sum() > 0
     assert {*ours.perceptual, *own} <= set(terms)
     if ours.discriminator is None:
         assert "adversarial" not in terms
         return
     assert "adversarial" in terms
-    ours.discriminator_loss(images, picture, step=step)[0].backward()
+    ours.discriminator_loss(images, image, step=step)[0].backward()
     trained = [p for p in ours.discriminator.parameters() if p.requires_grad]
     assert all(p.grad is not None for p in trained)

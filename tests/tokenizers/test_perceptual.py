@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from argen.errors import CheckpointError, UserError
-from argen.perceptual import perceptual_distance
-from argen.tokenizers.lpips import LPIPS, VGG_PLACES, VGG_WIDTHS
-from argen.tokenizers.perceptual import ConvNeXtDistance, FeatureDistance, TappedNetwork
+from argen.objectives.perceptual import ConvNeXtDistance, FeatureDistance, perceptual_distance
+from argen.pretrained.tapped import TappedNetwork
+from argen.pretrained.vgg_lpips import LPIPS, VGG_PLACES, VGG_WIDTHS
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def vgg_file(tmp_path_factory):
     return path
 
 
-def pictures(rows=2, side=32, seed=0):
+def random_images(rows=2, side=32, seed=0):
     draws = torch.Generator().manual_seed(seed)
     return torch.rand(rows, 3, side, side, generator=draws) * 2 - 1
 
@@ -48,7 +48,7 @@ def test_lpips_is_the_published_distance(vgg_file, monkeypatch):
             if isinstance(part, nn.Conv2d):
                 part.weight.data = weights[f"features.{name}.weight"]
                 part.bias.data = weights[f"features.{name}.bias"]
-    a, b = pictures(side=16, seed=1), pictures(side=16, seed=2)
+    a, b = random_images(side=16, seed=1), random_images(side=16, seed=2)
     expected = reference.eval()(a, b).mean()
     assert expected > 0.01
     torch.testing.assert_close(ours(a, b), expected, rtol=1e-4, atol=1e-6)
@@ -70,11 +70,11 @@ def test_lpips_stays_frozen_and_out_of_checkpoints(vgg_file):
     holder.load_state_dict({"own.weight": torch.ones(2, 2), "own.bias": torch.ones(2)})
     assert holder.own.weight.sum() == 4
     assert all(torch.equal(v, before[k]) for k, v in holder.distance.named_buffers())
-    images = pictures(rows=1, side=16).requires_grad_()
-    holder.distance(images, pictures(rows=1, side=16, seed=3)).backward()
+    images = random_images(rows=1, side=16).requires_grad_()
+    holder.distance(images, random_images(rows=1, side=16, seed=3)).backward()
     assert images.grad.abs().sum() > 0
     with pytest.raises(UserError, match="at least 16"):
-        holder.distance(pictures(side=8), pictures(side=8))
+        holder.distance(random_images(side=8), random_images(side=8))
 
 
 def test_missing_or_foreign_weights_say_what_to_do(tmp_path):
@@ -95,10 +95,10 @@ def test_fallback_says_that_it_is_no_lpips(caplog):
         distance = perceptual_distance()
     assert "EfficientNet-Lite0" in caplog.text
     assert "vgg16=FILE" in caplog.text
-    sharp = F.interpolate(pictures(side=8), size=32, mode="nearest")
+    sharp = F.interpolate(random_images(side=8), size=32, mode="nearest")
     blurred = F.avg_pool2d(F.pad(sharp, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
     images = blurred.clone().requires_grad_()
-    near, far = distance(images, sharp), distance(pictures(seed=5), sharp)
+    near, far = distance(images, sharp), distance(random_images(seed=5), sharp)
     assert 0 < near < far < 4
     near.backward()
     assert images.grad.abs().sum() > 0
@@ -108,7 +108,7 @@ def test_fallback_says_that_it_is_no_lpips(caplog):
 def test_tapped_network():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.Conv2d(4, 5, 1), nn.ReLU()))
     tapped = TappedNetwork(network, taps=["1", "0"])
-    later, earlier = tapped(pictures(rows=1, side=4))
+    later, earlier = tapped(random_images(rows=1, side=4))
     assert (later.shape[1], earlier.shape[1]) == (5, 4)
     torch.testing.assert_close(network[1](earlier), later)
     assert not any(part._forward_hooks for part in network.modules())
@@ -116,9 +116,9 @@ def test_tapped_network():
         TappedNetwork(network, taps=["2"])
 
 
-def test_small_pictures_are_enlarged():
+def test_small_images_are_enlarged():
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1))
-    maps = FeatureDistance(network, taps=["0"], size=16).maps(pictures(side=8))
+    maps = FeatureDistance(network, taps=["0"], size=16).maps(random_images(side=8))
     assert maps[0].shape == (2, 4, 16, 16)
 
 
@@ -128,8 +128,8 @@ def test_convnext_distance(tmp_path):
     torch.manual_seed(0)
     torch.save(convnext_small(weights=None).state_dict(), tmp_path / "convnext.pth")
     distance = ConvNeXtDistance(weights=tmp_path / "convnext.pth", size=32)
-    images = pictures(rows=1, side=24).requires_grad_()
-    target = pictures(rows=1, side=24, seed=1)
+    images = random_images(rows=1, side=24).requires_grad_()
+    target = random_images(rows=1, side=24, seed=1)
     distance(images, target).backward()
     assert images.grad.abs().sum() > 0
     assert distance(target, target) == 0

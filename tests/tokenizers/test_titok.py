@@ -8,11 +8,12 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from argen.build import build
-from argen.configs import preset
 from argen.data.emoji import emoji
 from argen.errors import CheckpointError, SpecError, UserError
-from argen.interop import one_d_piece, titok
+from argen.interop import one_d_piece
+from argen.interop.titok import tokenizer as titok
 from argen.layers.noise import SeededNoise
+from argen.runtime.presets import preset
 from argen.tokenizers.quantizers.clustering import ClusteringVQ
 from argen.tokenizers.start import start_from
 
@@ -52,20 +53,20 @@ def two_stage(*, second_stage=False, with_proxy=True, seed=0):
         second_stage=second_stage,
     )
     if with_proxy:
-        # Rows as long as the encoder's vectors, so that pictures fall on different codes.
+        # Rows as long as the encoder's vectors, so that images fall on different codes.
         draws = torch.Generator().manual_seed(0)
         model.proxy.quantizer.codebook.weight.data = 0.3 * torch.randn(32, 8, generator=draws)
     return model
 
 
-def pictures(rows=4, side=16, seed=0):
+def random_images(rows=4, side=16, seed=0):
     draws = torch.Generator().manual_seed(seed)
     coarse = torch.rand(rows, 3, 4, 4, generator=draws) * 2 - 1
     return F.interpolate(coarse, size=(side, side), mode="bilinear")
 
 
 def train(model, images, steps, lr=2e-3):
-    """Return the sum of losses, pictures included, before and after some steps."""
+    """Return the sum of losses, images included, before and after some steps."""
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
     history = []
@@ -80,7 +81,7 @@ def train(model, images, steps, lr=2e-3):
 
 
 def test_first_stage_learns_the_codes_of_its_teacher():
-    model, images = two_stage(), pictures()
+    model, images = two_stage(), random_images()
     before = copy.deepcopy(model.proxy.state_dict())
     targets = model.proxy.targets(images)
     assert targets.shape == (4, 4, 4)
@@ -88,7 +89,7 @@ def test_first_stage_learns_the_codes_of_its_teacher():
     history = train(model, images, 40)
     assert history[-1]["proxy"] < 0.5 * history[0]["proxy"]
     assert all(torch.equal(v, before[k]) for k, v in model.proxy.state_dict().items())
-    # Taught well, the picture is the one the teacher makes of its own codes.
+    # Taught well, the image is the one the teacher makes of its own codes.
     train(model, images, 200)
     model.eval()
     with torch.no_grad():
@@ -103,14 +104,14 @@ def test_first_stage_learns_the_codes_of_its_teacher():
 
 def test_first_stage_loss_reaches_all_but_the_teacher():
     model = two_stage().train()
-    sum(model(pictures()).losses.values()).backward()
+    sum(model(random_images()).losses.values()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad != name.startswith("proxy.")
         assert (parameter.grad is not None) == parameter.requires_grad, name
 
 
 def test_second_stage_starts_from_the_first_and_trains_pixels_alone():
-    first, images = two_stage(), pictures()
+    first, images = two_stage(), random_images()
     second = two_stage(second_stage=True, seed=1)
     second.proxy.encoder = None  # only the first stage needs a teacher's codes
     assert "not used: proxy.encoder" in start_from(second, weights=first.state_dict())
@@ -127,8 +128,8 @@ def test_second_stage_starts_from_the_first_and_trains_pixels_alone():
 
 def test_a_first_stage_without_teacher_says_what_it_lacks():
     model = two_stage(with_proxy=False)
-    codes = model.encode(pictures())
-    for call in (lambda: model.decode(codes), lambda: model(pictures())):
+    codes = model.encode(random_images())
+    for call in (lambda: model.decode(codes), lambda: model(random_images())):
         with pytest.raises(UserError, match="proxy="):
             call()
 
@@ -153,19 +154,19 @@ def test_parts_that_do_not_fit_are_refused(options, match):
 
 def test_other_sizes_are_refused():
     with pytest.raises(UserError, match=r"32x32.*16x16"):
-        make().encode(pictures(side=32))
+        make().encode(random_images(side=32))
 
 
 def test_grids_need_not_be_square():
     sizes = {"image_size": [16, 24]}
     model = make(encoder=sizes, decoder=sizes, **sizes)
-    images = F.interpolate(pictures(), size=(16, 24))
+    images = F.interpolate(random_images(), size=(16, 24))
     assert model(images).images.shape == images.shape
 
 
 def test_any_prefix_decodes():
     model = make("tiny_one_d_piece")
-    images = pictures()
+    images = random_images()
     codes = model.encode(images)
     whole = model.decode(codes)
     for n in (1, 5, 16):
@@ -183,10 +184,10 @@ def test_any_prefix_decodes():
 
 def test_fewer_tokens_may_be_emitted():
     model = make("tiny_one_d_piece", emit=6)
-    codes = model.encode(pictures())
+    codes = model.encode(random_images())
     model.spec.check(codes)
     assert model.spec.length == codes.shape[1] == 6
-    whole = make("tiny_one_d_piece").encode(pictures())
+    whole = make("tiny_one_d_piece").encode(random_images())
     assert torch.equal(codes, whole[:, :6])
 
 
@@ -194,7 +195,7 @@ def test_fewer_tokens_may_be_emitted():
     ("kind", "lengths"), [("uniform", set(range(1, 17))), ("powers", {1, 2, 4, 8, 16})]
 )
 def test_tail_drop_draws_one_length_a_batch(kind, lengths):
-    model, images = make("tiny_one_d_piece", tail_drop=kind).train(), pictures()
+    model, images = make("tiny_one_d_piece", tail_drop=kind).train(), random_images()
     assert {model.keep(SeededNoise([seed])) for seed in range(300)} == lengths
     assert {model.keep(None) for _ in range(300)} == lengths
     noise = SeededNoise(range(4))
@@ -207,7 +208,7 @@ def test_tail_drop_draws_one_length_a_batch(kind, lengths):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny_titok", "tiny_one_d_piece", "tiny_titok_vae"])
-def test_trains_on_pictures(name):
+def test_trains_on_images(name):
     source = emoji(image_size=16, categories=["smileys"], shift=0)
     images = torch.stack([source.train[i]["image"] for i in range(len(source.train))])
     model, weights = make(name).train(), {"codebook": 1.0, "commitment": 0.25, "kl": 1e-5}
@@ -223,8 +224,8 @@ def test_trains_on_pictures(name):
     model.eval()
     with torch.no_grad():
         codes = model.encode(images)
-        mean_picture = float((images - images.mean(0)).square().mean())
-        assert F.mse_loss(model.decode(codes), images) < 0.72 * mean_picture  # 14.7 dB
+        mean_image = float((images - images.mean(0)).square().mean())
+        assert F.mse_loss(model.decode(codes), images) < 0.72 * mean_image  # 14.7 dB
         if model.any_length:
             # The first tokens tell most.
             one, two, all_of_them = (
@@ -236,11 +237,11 @@ def test_trains_on_pictures(name):
 
 def test_text_aware_decoders_need_their_text():
     model = make(decoder={"text_dim": 6, "text_length": 5})
-    codes, text = model.encode(pictures(2)), torch.randn(2, 5, 6)
+    codes, text = model.encode(random_images(2)), torch.randn(2, 5, 6)
     with_text = model.decode(codes, text=text)
     assert not torch.allclose(with_text, model.decode(codes, text=-text))
-    assert torch.equal(codes, model.encode(pictures(2), text=-text))
-    torch.testing.assert_close(model(pictures(2), text=text).images, with_text)
+    assert torch.equal(codes, model.encode(random_images(2), text=-text))
+    torch.testing.assert_close(model(random_images(2), text=text).images, with_text)
     for wrong in (None, text[:, :4], text[..., :5]):
         with pytest.raises(UserError, match=r"\(B, 5, 6\)"):
             model.decode(codes, text=wrong)
@@ -249,7 +250,7 @@ def test_text_aware_decoders_need_their_text():
 
 
 def test_gaussian_codes_are_normalised_samples():
-    model, images = make("tiny_titok_vae"), pictures()
+    model, images = make("tiny_titok_vae"), random_images()
     plain = model.encode(images)
     model.quantizer.mean.fill_(0.5)
     model.quantizer.std.fill_(2.0)

@@ -3,7 +3,7 @@
 import torch
 from torch import distributed, multiprocessing
 
-from argen.layers.collective import all_mean, draw_rows, from_first
+from argen.layers.collective import all_mean, draw_rows, from_rank_zero
 from argen.spec import CodeSpec, Segment
 from argen.tokenizers.quantizers.codebook import Codebook
 from argen.tokenizers.quantizers.ema import EMAVQ
@@ -62,7 +62,7 @@ def statistics(z):
 def agreed(z, rank):
     """Return what is drawn at random but must come out the same on every process."""
     torch.manual_seed(rank)
-    found = {"draw": draw_rows(z, 7), "first": from_first(torch.rand(3))}
+    found = {"draw": draw_rows(z, 7), "first": from_rank_zero(torch.rand(3))}
     for kind in (VQ, EMAVQ):
         quantizer: Codebook = kind(16, 6, kmeans_steps=3, revive_below=2.0).train()
         quantizer.place(torch.ones(16, dtype=torch.bool), torch.ones(16, 6), torch.ones(16))

@@ -54,7 +54,7 @@ def test_scales_are_counted_apart():
     assert (found["usage/0"], found["usage/1"], found["usage"]) == (0.25, 1.0, 0.625)
 
 
-def test_positions_bound_the_information_in_a_picture():
+def test_positions_bound_the_information_in_a_image():
     meter = CodeUsage(plain(4, (1, 3)), positions=True)
     meter.update(torch.tensor([[0, 1, 2], [1, 1, 3], [2, 1, 2], [3, 1, 3]]))
     found = meter.compute()

@@ -9,12 +9,12 @@ import torch
 from torch.utils.data import Dataset
 
 from argen.build import build
-from argen.configs import for_codes, preset
 from argen.data.draws import as_draw
 from argen.errors import UserError
+from argen.runtime.presets import for_codes, preset
 from argen.spec import CodeSpec, Segment
+from argen.training.code_tasks import GeneratorTask
 from argen.training.fit import FitSettings, fit
-from argen.training.generator_task import GeneratorTask
 from argen.training.optim import Optim
 from argen.training.stream import Stream
 from argen.training.task import Task
@@ -25,7 +25,7 @@ STEPS = 3
 
 
 class Items(Dataset):
-    """Pictures and codes that differ."""
+    """Images and codes that differ."""
 
     def __len__(self) -> int:
         return 24

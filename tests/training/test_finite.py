@@ -10,14 +10,14 @@ import torch
 from torch.utils.data import Dataset
 
 from argen.build import build
-from argen.configs import for_codes, preset
 from argen.data.draws import as_draw
 from argen.errors import UserError
 from argen.generators.base import LossOutput
+from argen.runtime.presets import for_codes, preset
 from argen.spec import CodeSpec, Segment
+from argen.training.code_tasks import GeneratorTask
 from argen.training.finite import FiniteSteps
 from argen.training.fit import FitSettings, fit
-from argen.training.generator_task import GeneratorTask
 from argen.training.optim import Optim
 from argen.training.stream import Stream
 from argen.training.task import Task
@@ -27,7 +27,7 @@ SPEC = CodeSpec("discrete", (Segment((4, 4), (16,)),))
 
 
 class Items(Dataset):
-    """Eight pictures and codes, some of them poisoned."""
+    """Eight images and codes, some of them poisoned."""
 
     def __init__(self, poisoned: set[int]) -> None:
         self.poisoned = poisoned
@@ -84,7 +84,7 @@ def finite(task: Task) -> bool:
     return all(bool(torch.isfinite(p).all()) for p in task.network.parameters())
 
 
-def test_a_tokenizer_skips_poisoned_pictures(tmp_path: Path) -> None:
+def test_a_tokenizer_skips_poisoned_images(tmp_path: Path) -> None:
     task = tokenizer_task("tiny")
     before = [p.clone() for p in task.network.parameters()]
     run(task, {3}, tmp_path)

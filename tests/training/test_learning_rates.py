@@ -1,8 +1,8 @@
 import pytest
 
 from argen.build import build
-from argen.configs import config_dir, preset_names
 from argen.errors import UserError
+from argen.runtime.presets import config_dir, preset_names
 from argen.training.optim import Optim
 
 

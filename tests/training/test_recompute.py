@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from argen.build import build
-from argen.configs import for_codes, preset
 from argen.errors import UserError
+from argen.runtime.presets import for_codes, preset
 from argen.spec import CodeSpec, Segment
 from argen.training.recompute import recompute_activations
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_accumulation import Items, generator_task
 
-from argen.flops import count_flops
+from argen.runtime.flops import count_flops
 from argen.training import fit as fitting
 from argen.training.fit import FitSettings, fit
 from argen.training.stream import Stream

@@ -1,6 +1,6 @@
-"""Pictures a second out of files, and how long a training step waits for its codes.
+"""Images a second out of files, and how long a training step waits for its codes.
 
-Pictures: the bundled emoji, enlarged and written as JPEG files, read as argen reads a folder and
+Images: the bundled emoji, enlarged and written as JPEG files, read as argen reads a folder and
 tar shards, and by torchvision's `ImageFolder` and torch's `DataLoader` with the same resize, crop,
 mirror and scale. Codes: shards of random codes, read for training steps of a published size.
 """
@@ -25,8 +25,8 @@ from argen.data.emoji import emoji
 from argen.data.folder import folder
 from argen.data.tar_source import webdataset
 from argen.data.transforms import center_crop
-from argen.device import pick_device
 from argen.errors import UserError
+from argen.runtime.device import pick_device
 from argen.training.stream import Stream
 from bench.cases import Case
 from bench.models import generator, published
@@ -37,7 +37,7 @@ READERS = ("ImageFolder", "folder", "webdataset")
 
 
 def groups(settings: Mapping[str, Any]) -> Iterator[list[Case]]:
-    """Yield a group for pictures, and one a model for codes."""
+    """Yield a group for images, and one a model for codes."""
     for reader in settings["readers"]:
         if reader not in READERS:
             raise UserError(f"There is no reader {reader!r}; choose from {', '.join(READERS)}.")
@@ -45,7 +45,7 @@ def groups(settings: Mapping[str, Any]) -> Iterator[list[Case]]:
         published(model)
     with tempfile.TemporaryDirectory() as place:
         if settings["readers"]:
-            cases = list(_pictures(settings, Path(place)))
+            cases = list(_images(settings, Path(place)))
             yield cases
             for case in cases:
                 case.call.close()  # type: ignore[attr-defined]
@@ -53,12 +53,12 @@ def groups(settings: Mapping[str, Any]) -> Iterator[list[Case]]:
             yield list(_codes(settings, model, Path(place)))
 
 
-def _pictures(settings: Mapping[str, Any], place: Path) -> Iterator[Case]:
+def _images(settings: Mapping[str, Any], place: Path) -> Iterator[Case]:
     from make_shards import make_shards
 
-    root, count, side = place / "pictures", settings["pictures"], settings["size"]
+    root, count, side = place / "images", settings["images"], settings["size"]
     batch, workers = settings["batch"], settings["workers"]
-    write_pictures(root, count, settings["side"])
+    write_images(root, count, settings["side"])
     for reader in settings["readers"]:
         if reader == "webdataset":
             make_shards(
@@ -90,7 +90,7 @@ def _pictures(settings: Mapping[str, Any], place: Path) -> Iterator[Case]:
         )
 
 
-def write_pictures(root: Path, count: int, side: int) -> None:
+def write_images(root: Path, count: int, side: int) -> None:
     """Write JPEG files of about a photograph's size in class folders."""
     from PIL import Image
 
@@ -100,8 +100,8 @@ def write_pictures(root: Path, count: int, side: int) -> None:
         name = source.classes[int(source.train.labels[index])]
         (root / name).mkdir(parents=True, exist_ok=True)
         pixels = source.train.pixels(index).permute(1, 2, 0).numpy()
-        picture = Image.fromarray(pixels).resize((side + i % 97, side), Image.Resampling.BICUBIC)
-        picture.save(root / name / f"{i}.jpg", quality=90)
+        image = Image.fromarray(pixels).resize((side + i % 97, side), Image.Resampling.BICUBIC)
+        image.save(root / name / f"{i}.jpg", quality=90)
 
 
 def _image_folder(root: Path, side: int, batch: int, workers: int) -> DataLoader[Any]:
@@ -128,8 +128,8 @@ class _Crop:
     def __init__(self, side: int) -> None:
         self.size = (side, side)
 
-    def __call__(self, picture: Any) -> Any:
-        return center_crop(picture, self.size)
+    def __call__(self, image: Any) -> Any:
+        return center_crop(image, self.size)
 
 
 class Endless:

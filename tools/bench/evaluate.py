@@ -15,21 +15,21 @@ import numpy as np
 import torch
 from PIL import Image
 
-from argen.evaluation.assets import sha256_of
+from argen.runtime.files import sha256_of
 from bench.cases import Case
 
 
 def groups(settings: Mapping[str, Any]) -> Iterator[list[Case]]:
-    """Yield a group a number of pictures."""
+    """Yield a group a number of images."""
     with tempfile.TemporaryDirectory() as place:
         weights = random_inception(Path(place) / "inception.pth")
         for count in settings["counts"]:
             folders = [Path(place) / f"{name}{count}" for name in "ab"]
             for seed, folder in enumerate(folders):
-                write_pictures(folder, count, settings["side"], seed)
+                write_images(folder, count, settings["side"], seed)
             yield [
                 Case(
-                    {"command": name, "pictures": 2 * count},
+                    {"command": name, "images": 2 * count},
                     call=partial(_run, words, Path(place)),
                     units=2 * count,
                     unit="images",
@@ -68,8 +68,8 @@ def _run(words: list[str], place: Path) -> dict[str, Any]:
     return {"peak MB": round(usage.ru_maxrss / 1024)}
 
 
-def write_pictures(folder: Path, count: int, side: int, seed: int) -> None:
-    """Write smooth random pictures with some noise as PNG files."""
+def write_images(folder: Path, count: int, side: int, seed: int) -> None:
+    """Write smooth random images with some noise as PNG files."""
     folder.mkdir()
     draws = np.random.default_rng(seed)
     for number in range(count):

@@ -1,4 +1,4 @@
-"""Seconds from the command to the first picture of a saved model, start-up included."""
+"""Seconds from the command to the first image of a saved model, start-up included."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from argen.device import pick_device
 from argen.pipeline import Pipeline
+from argen.runtime.device import pick_device
 from bench.cases import Case
 from bench.models import check, generator, published, tokenizer
 
@@ -57,7 +57,7 @@ def save(model: str, directory: Path, changes: Mapping[str, Any]) -> None:
 def command(
     place: Path, device: torch.device, precision: str, threads: int | None, more: list[str]
 ) -> dict[str, float]:
-    """Draw one picture by command; returns the CPU seconds that it took."""
+    """Draw one image by command; returns the CPU seconds that it took."""
     out = place / f"out-{precision}"
     words = [f"model={place / 'model'}", "classes=[0]", "n=1", f"precision={precision}"]
     words += [f"device={device.type}", f"out={out}", *more]

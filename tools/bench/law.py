@@ -1,4 +1,4 @@
-"""How far a strategy's pictures are from the model's own law, where that can be summed."""
+"""How far a strategy's images are from the model's own law, where that can be summed."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import copy
 
 import torch
 
-from argen.decoding.acceptance import GroupRejection
 from argen.decoding.base import Decoder
-from argen.decoding.enumeration import enumerate_decoder
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
-from argen.decoding.lookahead import LookAhead
-from argen.generators.table import Table
+from argen.decoding.speculative.acceptance import GroupRejection
+from argen.decoding.speculative.lookahead import LookAhead
+from argen.testing.enumeration import enumerate_decoder
+from argen.testing.table import Table
 
 CODES, VOCABULARY = 2, 24
 
 
 def law_of(decoder: Decoder) -> str:
-    """Return `exact`; else the total variation of a toy's pictures, or `not exact`.
+    """Return `exact`; else the total variation of a toy's images, or `not exact`.
 
     The toy is a random table of laws of two codes, which look-ahead strategies draw by enumeration.
     It has no embeddings, so look-alikes are told by probability alone.

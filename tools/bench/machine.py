@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from argen.flops import peak_flops
+from argen.runtime.flops import peak_flops
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
 

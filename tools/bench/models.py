@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from argen.build import build
-from argen.configs import for_codes, preset, preset_names
 from argen.errors import UserError, suggest
 from argen.generators.base import Generator
 from argen.generators.next_token import NextToken
 from argen.layers.adaln import Modulation
-from argen.layers.drawing import check_precision
-from argen.layers.int8 import Int8Linear
-from argen.layers.packed import PackedLinear
+from argen.layers.cpu.int8 import Int8Linear
+from argen.layers.cpu.packed import PackedLinear
+from argen.layers.inference_precision import check_precision
+from argen.runtime.presets import for_codes, preset, preset_names
 from argen.tokenizers.base import Tokenizer
 
 

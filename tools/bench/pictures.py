@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from argen.device import pick_device
-from argen.flops import count_flops
-from argen.grid import save_picture
+from argen.images.files import save_image
 from argen.pipeline import Pipeline
+from argen.runtime.device import pick_device
+from argen.runtime.flops import count_flops
 from bench.cases import Case
 from bench.models import check, generator, published, read_bytes, tokenizer
 from bench.sample import decoder_of
@@ -78,7 +78,7 @@ def _case(
 
 
 class Drawing:
-    """Draws a batch and writes its pictures.
+    """Draws a batch and writes its images.
 
     Attributes:
         passes: of the generator, after a call.
@@ -97,8 +97,8 @@ class Drawing:
         self._write(samples)
 
     def _write(self, samples: Any) -> None:
-        for i, picture in enumerate(samples.pil()):
-            save_picture(picture, self.place / f"{i}.png")
+        for i, image in enumerate(samples.pil()):
+            save_image(image, self.place / f"{i}.png")
 
     def in_parts(self) -> dict[str, float]:
         """Do the same and return the passes, and the share of the time of each part in percent.

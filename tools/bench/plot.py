@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from argen.checkpoint import replacing
+from argen.runtime.files import replacing
 from bench.table import about
 
 

@@ -10,20 +10,20 @@ from typing import Any
 import torch
 
 from argen.build import build
-from argen.configs import preset, preset_names
-from argen.controls import controls
 from argen.data.codes import CodeDataset
 from argen.decoding.base import Decoder
 from argen.decoding.default import default_decoder
 from argen.decoding.sequential import Sequential
-from argen.device import pick_device
 from argen.errors import UserError, suggest
 from argen.generators.gpt import GPT
 from argen.generators.next_token import NextToken
-from argen.layers.drawing import PRECISIONS, check_precision, to_precision
+from argen.layers.inference_precision import PRECISIONS, check_precision, to_precision
 from argen.layers.noise import SeededNoise
 from argen.pipeline import load
-from argen.run_numbers import heldout_bits
+from argen.pipeline.settings import controls
+from argen.recipes.run_metrics import heldout_bits
+from argen.runtime.device import pick_device
+from argen.runtime.presets import preset, preset_names
 from bench.cases import Case
 from bench.law import law_of
 from bench.models import Published, generator, published, read_bytes

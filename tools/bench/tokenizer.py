@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argen.configs import preset_names
-from argen.device import pick_device
 from argen.errors import UserError, suggest
-from argen.flops import count_flops
+from argen.runtime.device import pick_device
+from argen.runtime.flops import count_flops
+from argen.runtime.presets import preset_names
 from bench.cases import Case
 from bench.models import tokenizer
 

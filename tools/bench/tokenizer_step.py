@@ -12,10 +12,10 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from argen.build import build
-from argen.configs import preset, preset_names
 from argen.errors import UserError
-from argen.flops import count_flops
-from argen.tokenizers.lpips import VGG_PLACES, VGG_WIDTHS
+from argen.pretrained.vgg_lpips import VGG_PLACES, VGG_WIDTHS
+from argen.runtime.flops import count_flops
+from argen.runtime.presets import preset, preset_names
 from argen.training.fit import FitSettings
 from argen.training.recompute import recompute_activations
 from argen.training.tokenizer_task import TokenizerTask
@@ -119,7 +119,7 @@ class TokenizerStep:
     Args:
         task: on its device, in float32.
         precision: bfloat16 for autocast.
-        batch: pictures a step.
+        batch: images a step.
     """
 
     def __init__(self, task: TokenizerTask, precision: str, batch: int) -> None:

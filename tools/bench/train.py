@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from argen.device import pick_device
 from argen.errors import UserError
-from argen.flops import count_flops
-from argen.training.generator_task import GeneratorTask
+from argen.runtime.device import pick_device
+from argen.runtime.flops import count_flops
+from argen.training.code_tasks import GeneratorTask
 from argen.training.optim import Optim
 from argen.training.recompute import recompute_activations
 from bench.cases import Case
@@ -71,7 +71,7 @@ class _Steps:
             released = released_network(self.model, eager.network).to(eager.device).train()
             loss = partial(released, **eager.batch)
             return Step(released, loss, released.optimizer(), eager.batch["codes"])
-        step = TrainingStep(self._network().train(), eager.pictures)
+        step = TrainingStep(self._network().train(), eager.images)
         if "recompute" in mode:
             recompute_activations(step.network)
         if "compiled" in mode:
@@ -82,7 +82,7 @@ class _Steps:
 def _case(steps: _Steps, *, precision: str, mode: str) -> Case:
     step = steps[mode]
     return Case(
-        {"model": steps.model, "precision": precision, "batch": step.pictures, "mode": mode},
+        {"model": steps.model, "precision": precision, "batch": step.images, "mode": mode},
         call=partial(step, precision),
         units=step.tokens,
         unit="tokens",
@@ -116,7 +116,7 @@ class Step:
         codes: Tensor,
     ) -> None:
         self.network, self.loss, self.optimizer = network, loss, optimizer
-        self.device, self.pictures, self.tokens = codes.device, len(codes), codes.shape[:2].numel()
+        self.device, self.images, self.tokens = codes.device, len(codes), codes.shape[:2].numel()
 
     def __call__(self, precision: str) -> None:
         """Make the step, under autocast in bfloat16."""
@@ -134,7 +134,7 @@ class TrainingStep(Step):
 
     Args:
         network: on its device, in float32.
-        batch: pictures a step.
+        batch: images a step.
     """
 
     def __init__(self, network: Any, batch: int) -> None:

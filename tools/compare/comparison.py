@@ -13,16 +13,18 @@ from hydra.core.hydra_config import HydraConfig
 from torch import Tensor
 
 from argen.build import build
-from argen.checkpoint import read_json
 from argen.data.codes import CodeDataset
 from argen.evaluation.report import evaluate
 from argen.generators.xar import XAR
-from argen.grid import draw_grid, save_picture
+from argen.images.files import save_image
+from argen.images.grid import draw_grid
 from argen.pipeline import Pipeline
-from argen.recipe import Recipe
-from argen.run_numbers import code_numbers, heldout_psnr
+from argen.recipes.run_metrics import code_numbers, heldout_psnr
+from argen.recipes.two_stage import Recipe
+from argen.runtime.command import plain
+from argen.runtime.files import read_json
 from argen.tokenizers.base import Tokenizer
-from argen.train import plain, stage_config
+from argen.train import stage_config
 
 ROOT = Path(__file__).parents[2]
 UNIGRAM = "unigram"  # ids drawn by how often they occur, wherever and in whatever class
@@ -117,7 +119,7 @@ class Comparison:
         images, passes = self.draw(pipe)
         found = self.score(recipe, images, pipe.decode, tokenizer)
         grid = pipe("all", n=12, seed=self.settings.seed, batch_size=48).grid()
-        save_picture(grid, recipe.directory / "samples.png")
+        save_image(grid, recipe.directory / "samples.png")
         fit = recipe.stages["generator"]["fit"]
         return {
             "generator": name,
@@ -136,12 +138,12 @@ class Comparison:
         }
 
     def unigram(self) -> dict[str, Any]:
-        """Score pictures whose codes are drawn one by one from the histogram of all codes."""
+        """Score images whose codes are drawn one by one from the histogram of all codes."""
         tokenizer, recipe = self.tokenizer("fsq"), self.recipe("gpt")
         codes = recipe.write_codes(tokenizer)
         pipe = Pipeline(tokenizer=tokenizer)
-        images, picture = unigram_images(pipe, codes["train"], self.settings)
-        save_picture(picture, recipe.directory.with_name(UNIGRAM) / "samples.png")
+        images, image = unigram_images(pipe, codes["train"], self.settings)
+        save_image(image, recipe.directory.with_name(UNIGRAM) / "samples.png")
         found = self.score(recipe, images, pipe.decode, tokenizer)
         return {
             "generator": UNIGRAM,
@@ -152,7 +154,7 @@ class Comparison:
         }
 
     def draw(self, pipe: Pipeline) -> tuple[Tensor, int]:
-        """Return as many pictures of every class, and the network's passes for one of them."""
+        """Return as many images of every class, and the network's passes for one of them."""
         count = self.settings.samples
         seeds = list(range(self.settings.seed, self.settings.seed + count))
         labels, calls = even_labels(count, len(pipe.class_names)).tolist(), 0
@@ -172,7 +174,7 @@ class Comparison:
         return torch.cat([batch.images for batch in batches]), passes
 
     def score(self, recipe: Recipe, images: Tensor, decode: Any, tokenizer: Any) -> dict[str, Any]:
-        """Return `fd_lite` and what comes with it, against the training pictures."""
+        """Return `fd_lite` and what comes with it, against the training images."""
         train = recipe.source.train
         real = torch.stack([train[i]["image"] for i in range(len(train))])
         device = recipe.device
@@ -207,7 +209,7 @@ class Comparison:
 
 
 def unigram_images(pipe: Pipeline, codes: CodeDataset, settings: Settings) -> tuple[Tensor, Any]:
-    """Return pictures of independent ids, and a grid of the first of them."""
+    """Return images of independent ids, and a grid of the first of them."""
     ids = torch.stack([codes[i]["codes"] for i in range(len(codes))])
     counts = torch.bincount(ids.flatten(), minlength=pipe.tokenizer.spec.vocab_size)
     draws = torch.Generator().manual_seed(settings.seed)

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argen.decoding.draws import Draws
 from argen.decoding.filters import Filters
-from argen.decoding.neighbours import NeighbourRejection, nearest_codes
-from argen.decoding.trees import Tree, Walk, walk
+from argen.decoding.speculative.decisions import Draws
+from argen.decoding.speculative.neighbours import NeighbourRejection, nearest_codes
+from argen.decoding.speculative.trees import Tree, Walk, walk
 from replays.fixture import Fixture
 
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from argen.decoding.filters import Filters
-from argen.decoding.laws import StepWeights
-from argen.decoding.tree_drafter import FeatureMemory, grow_likeliest
-from argen.decoding.trees import Tree
-from argen.generators.feature_drafter import FeatureDrafter
-from argen.generators.heads import CategoricalHead
+from argen.decoding.speculative.distributions import StepWeights
+from argen.decoding.speculative.tree_drafter import FeatureMemory, grow_likeliest
+from argen.decoding.speculative.trees import Tree
+from argen.generators.drafter.feature_drafter import FeatureDrafter
+from argen.generators.heads.categorical import CategoricalHead
 from argen.interop import lantern
 from argen.interop.base import Imported
 from argen.layers.tree import levels, reach

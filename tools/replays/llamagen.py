@@ -13,8 +13,8 @@ from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
 from argen.generators.conditioning import Cond, TextFeatures
 from argen.generators.gpt import GPT
-from argen.interop import llamagen
 from argen.interop.base import Imported
+from argen.interop.llamagen import llamagen
 from argen.layers.noise import SeededNoise
 from replays import llamagen_loss
 from replays.fixture import Bound, Fixture

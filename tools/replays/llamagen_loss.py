@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from argen.build import build
-from argen.interop import llamagen_objective
+from argen.interop.llamagen import llamagen_objective
+from argen.objectives.objective import Objective
 from argen.tokenizers.base import TokenizerOutput
-from argen.tokenizers.objective import Objective
 from replays.fixture import Bound, Fixture
 
 QUANTIZER = ("codebook", "commitment", "entropy")

@@ -134,7 +134,7 @@ def _training(
 def _restored(fixture: Fixture) -> bool:
     """Whether the recorded `after.*` buffers are, bit by bit, those from before the step.
 
-    A codebook that follows moving averages cannot stand still: such a recording held on to live
+    A codebook that follows moving averages cannot are frozen: such a recording held on to live
     buffers, which were set back before they were written. It says nothing of the step; then only
     the translation of the buffers is compared, and the step itself is left to the tests.
     """

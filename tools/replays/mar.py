@@ -13,7 +13,8 @@ from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.masked import ORDER, Masked, cosine_counts
 from argen.generators.conditioning import Cond
-from argen.generators.mar import MAR, MARDraws
+from argen.generators.mar import MAR
+from argen.generators.mar.mar import MARDraws
 from argen.interop import mar
 from argen.interop.base import Imported
 from argen.layers.diffusion import GaussianDiffusion

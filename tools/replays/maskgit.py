@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from argen.decoding.confidence import Confidence, maskgit_guidance
 from argen.decoding.filters import Filters
-from argen.generators.any_order import AnyOrderGenerator
-from argen.generators.base import LossOutput
+from argen.generators.base import AnyOrderGenerator, LossOutput
 from argen.generators.conditioning import ClassConditioner, Cond
-from argen.generators.heads import CategoricalHead
-from argen.generators.maskgit import MaskGIT, MaskGITState, masked_accuracy, masked_loss
+from argen.generators.heads.categorical import CategoricalHead
+from argen.generators.maskgit import MaskGIT
+from argen.generators.maskgit.maskgit import MaskGITState, masked_accuracy, masked_loss
 from argen.generators.plan import Plan
 from argen.interop import maskgit
 from argen.interop.base import Imported

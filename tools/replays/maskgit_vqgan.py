@@ -17,7 +17,7 @@ from replays.fixture import Fixture
 def replay(fixture: Fixture) -> dict[str, Tensor]:
     """Compute every expected tensor of a `PretrainedTokenizer` fixture.
 
-    The reference takes and gives pictures in [0, 1]; the tokenizer, as all of argen's, [-1, 1].
+    The reference takes and gives images in [0, 1]; the tokenizer, as all of argen's, [-1, 1].
     """
     side = list(fixture["image"].shape[2:]) if "image" in fixture.io else None
     imported = Imported(

@@ -1,4 +1,4 @@
-"""Replays taming-transformers' `Net2NetTransformer`: codes, transformer, completion, pictures."""
+"""Replays taming-transformers' `Net2NetTransformer`: codes, transformer, completion, images."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from argen.decoding.sequential import Sequential
 from argen.generators.conditioning import Cond
 from argen.generators.net2net import KEEP, Net2Net
 from argen.generators.next_token import arrange, restore
-from argen.interop import net2net, taming
+from argen.interop import net2net
 from argen.interop.base import Imported
+from argen.interop.taming import tokenizer as taming
 from argen.layers.noise import SeededNoise
 from argen.tokenizers.cnn import CNNTokenizer
 from replays.fixture import Bound, Fixture

@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argen.decoding.acceptance import Acceptance, GroupRejection, Rejection
-from argen.decoding.drafters import Draft, take_slots
-from argen.decoding.draws import FRESH, GUESS, KEEP, REPAIR, Draws, use_of
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
-from argen.decoding.jacobi import Grouped, Jacobi
-from argen.decoding.laws import Laws
 from argen.decoding.sequential import Sequential
-from argen.decoding.verifier import verify
-from argen.generators.heads import guide
-from argen.interop import llamagen
+from argen.decoding.speculative.acceptance import Acceptance, GroupRejection, Rejection
+from argen.decoding.speculative.decisions import FRESH, GUESS, KEEP, REPAIR, Draws, use_of
+from argen.decoding.speculative.distributions import Laws
+from argen.decoding.speculative.drafters import Draft, take_slots
+from argen.decoding.speculative.jacobi import Grouped, Jacobi
+from argen.decoding.speculative.verifier import verify
+from argen.generators.heads.base import guide
 from argen.interop.base import Imported
+from argen.interop.llamagen import llamagen
 from replays.fixture import Fixture
 
 

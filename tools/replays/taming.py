@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from argen.build import build
-from argen.interop import taming, taming_objective
 from argen.interop.base import Imported, StateDict
+from argen.interop.taming import taming_objective
+from argen.interop.taming import tokenizer as taming
+from argen.objectives.objective import Objective
 from argen.tokenizers.base import TokenizerOutput
 from argen.tokenizers.cnn import CNNTokenizer
-from argen.tokenizers.objective import Objective
 from replays import net2net
 from replays.fixture import Bound, Fixture
 

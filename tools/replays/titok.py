@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from argen.interop import titok
 from argen.interop.base import Imported
+from argen.interop.titok import tokenizer as titok
 from argen.tokenizers.latent_vit import PixelHead
 from argen.tokenizers.quantizers.base import Quantized
 from argen.tokenizers.quantizers.gaussian import Gaussian

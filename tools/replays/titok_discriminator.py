@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 
 from argen.build import build
-from argen.interop import titok_objective
-from argen.tokenizers.losses import generator_loss
-from argen.tokenizers.objective import Objective
+from argen.interop.titok import titok_objective
+from argen.objectives.losses import generator_loss
+from argen.objectives.objective import Objective
 from replays.fixture import Bound, Fixture
 
 
 def replay(fixture: Fixture) -> dict[str, Tensor]:
     """Compute every expected tensor of an `NLayerDiscriminator` fixture.
 
-    The reference judges pictures in [0, 1]; argen's discriminators, as all, [-1, 1].
+    The reference judges images in [0, 1]; argen's discriminators, as all, [-1, 1].
     """
     real, fake = fixture["real"] * 2 - 1, fixture["fake"] * 2 - 1
     config = titok_objective.objective_config(fixture.config)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from argen.decoding.acceptance import Acceptance, GroupRejection, Rejection
-from argen.decoding.enumeration import ExactLaw, enumerate_decoder
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
-from argen.decoding.jacobi import Coupling, Jacobi
-from argen.decoding.neighbours import NeighbourRejection, nearest_codes
-from argen.generators.table import Table
+from argen.decoding.speculative.acceptance import Acceptance, GroupRejection, Rejection
+from argen.decoding.speculative.jacobi import Coupling, Jacobi
+from argen.decoding.speculative.neighbours import NeighbourRejection, nearest_codes
+from argen.testing.enumeration import ExactLaw, enumerate_decoder
+from argen.testing.table import Table
 from replays.fixture import Fixture
 
 _COUPLINGS: dict[str, Coupling] = {"sjd": "none", "gsd": "none", "ac": "maximal"}

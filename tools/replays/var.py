@@ -257,5 +257,5 @@ def _read(texts: list[str], option: str, default: float) -> float:
 
 
 def _shown(images: Tensor) -> Tensor:
-    """Return pictures in [0, 1]."""
+    """Return images in [0, 1]."""
     return (images.clamp(-1, 1) + 1) / 2

@@ -11,8 +11,9 @@ from torch import Tensor
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
-from argen.generators.flow_head import Velocity, interpolate
-from argen.generators.xar import XAR, XARDraws
+from argen.generators.heads.flow import Velocity, interpolate
+from argen.generators.xar import XAR
+from argen.generators.xar.xar import XARDraws
 from argen.interop import xar
 from argen.interop.base import Imported
 from argen.tokenizers.kl import patchify, unpatchify

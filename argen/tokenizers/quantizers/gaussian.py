@@ -102,7 +102,7 @@ class Gaussian(Quantizer):
     def forward(self, z: Tensor, *, noise: Noise | None = None) -> Quantized:
         """Sample latents of `z` (B, ..., in_dim); loss `kl`: nats a latent vector.
 
-        Published recipes sum the divergence over a picture, which is h w times this, and weigh it
+        Published recipes sum the divergence over an image, which is h w times this, and weigh it
         by 1e-6 beside a pixel loss that is summed too, 3 H W times its mean.
         """
         posterior = self.posterior(z)
@@ -159,7 +159,7 @@ class Gaussian(Quantizer):
             total += _sums(self.posterior(z.to(self.mean.device)))
         count, first, second = all_sum(total)
         if not bool((count > 0).all()):
-            raise UserError("Latent statistics need at least one picture.")
+            raise UserError("Latent statistics need at least one image.")
         if not per_channel:
             count, first, second = (x.mean().expand(self.dim) for x in (count, first, second))
         mean = first / count

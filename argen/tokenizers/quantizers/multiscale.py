@@ -182,7 +182,7 @@ class MultiScaleVQ(Quantizer):
         if tuple(z_BChw.shape[2:]) != scales[-1]:
             (h, w), (H, W) = z_BChw.shape[2:], scales[-1]
             raise UserError(
-                f"The latent map is {h}x{w}, but the scales end at {H}x{W}: give pictures of the "
+                f"The latent map is {h}x{w}, but the scales end at {H}x{W}: give images of the "
                 f"tokenizer's own size, or scales that end at {h}x{w}."
             )
         rest, current, steps = z_BChw.detach(), self.blank(z_BChw.shape[0], scales), []

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from argen.errors import UserError
-from argen.layers.collective import from_first
+from argen.layers.collective import from_rank_zero
 from argen.layers.noise import Noise
 from argen.layers.precision import float32
 from argen.tokenizers.quantizers.base import Quantized, Quantizer, straight_through
@@ -81,7 +81,7 @@ class Residual(Quantizer):
         levels = len(self.vocab_sizes)
         if not self.training or not self.dropout:
             return levels
-        draw = from_first(torch.rand(2, device=z.device))
+        draw = from_rank_zero(torch.rand(2, device=z.device))
         return 1 + int(draw[1] * levels) if float(draw[0]) < self.dropout else levels
 
     @float32

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from argen.generators.uvit import MaskGITUViT
+from argen.generators.maskgit.uvit import MaskGITUViT
 from bench.released.maskgit_blocks import BertEmbeddings, BertLayer, UViTBlock
 from bench.released.step import ReleasedNetwork
 

@@ -1,6 +1,6 @@
 """VAR's training step (FoundationVision/VAR, MIT), written anew from its description.
 
-The quantiser's sums of scales are part of the step, as there; encoding pictures is not. Without
+The quantiser's sums of scales are part of the step, as there; encoding images is not. Without
 flash-attn and xformers, which the script uses if they are installed, attention is torch's. Where
 argen differs: the mask there is added to the logits and kept as a buffer, and the tokens between
 blocks have autocast's type, not float32.

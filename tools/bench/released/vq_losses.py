@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from argen.tokenizers.lpips import LPIPS_SCALE, LPIPS_SHIFT, VGG_WIDTHS
+from argen.pretrained.vgg_lpips import LPIPS_SCALE, LPIPS_SHIFT, VGG_WIDTHS
 from bench.released.vq_quantizer import CodebookLosses
 
 Terms = dict[str, Tensor]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from argen.errors import UserError
-from argen.tokenizers.discriminators import PatchDiscriminator
+from argen.objectives.discriminators import PatchDiscriminator
 from bench.released.vq import Network
 from bench.released.vq_losses import Losses
 

@@ -19,7 +19,7 @@ from bench.released.xar_block import Block, Norm
 
 
 class Network(ReleasedNetwork):
-    """Two stacks of blocks over the cells of a picture, each cell noised to a time of its own.
+    """Two stacks of blocks over the cells of an image, each cell noised to a time of its own.
 
     Letters: B batch, L positions, n of them a cell, N = L / n cells, C code width, D model width.
     """

@@ -1,0 +1,1 @@
+"""Images as pixels, as files and side by side in a grid."""

@@ -1,0 +1,1 @@
+"""Faster linear layers and attention for CPUs."""

@@ -1,0 +1,1 @@
+"""What tokenizers are trained on: losses, discriminators, perceptual distances, alignment."""

@@ -1,0 +1,298 @@
+"""Tokenizer, generator and decoder in one object: the only place that can draw an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from argen.decoding.base import Decoder, Observer
+from argen.decoding.default import default_decoder
+from argen.errors import UserError
+from argen.generators.base import Generator
+from argen.layers.cpu.packed import unpack_weights
+from argen.layers.inference_precision import check_precision, to_precision
+from argen.layers.noise import SeededNoise
+from argen.pipeline.model_directory import read_model, write_model
+from argen.pipeline.prompts import Prompts, class_ids, encode_text, num_classes, reader_of
+from argen.pipeline.samples import Samples
+from argen.pipeline.settings import controls
+from argen.runtime.device import full_precision
+from argen.spec import require_same_spec
+from argen.text.features import TextFeatures
+from argen.text.prompts import as_texts
+from argen.text.reader import TextReader
+from argen.tokenizers.base import Tokenizer
+
+
+@dataclass
+class Pipeline:
+    """Draws images: `pipe(["cat"], n=4, seed=0)`.
+
+    Attributes:
+        tokenizer: images to codes and back.
+        generator: models the codes; None for a tokenizer alone, which only encodes and decodes.
+        decoder: the default decoding strategy; the plainest that fits the generator when None.
+        class_names: in the order of the labels; empty when not known.
+        defaults: sampling settings that stand when a call does not name them (cfg, top_k, ...).
+        text: the text encoder that the generator was trained with, loaded when first needed.
+        provenance: where the weights come from: which copy (ema or raw), step, commit, data.
+    """
+
+    tokenizer: Tokenizer
+    generator: Generator | None = None
+    decoder: Decoder | None = None
+    class_names: tuple[str, ...] = ()
+    defaults: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    text: TextReader | None = None
+
+    def __post_init__(self) -> None:
+        self.tokenizer.eval()
+        if self.generator is not None:
+            require_same_spec(
+                self.tokenizer.spec,
+                self.generator.spec,
+                found_in="the tokenizer",
+                wanted_by="the generator",
+            )
+            self.generator.eval()
+            self.generator.bind(self.tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parts are."""
+        return next(self.tokenizer.parameters()).device
+
+    def to(self, device: torch.device | str) -> Pipeline:
+        """Move both parts."""
+        for part in filter(None, (self.tokenizer, self.generator)):
+            unpack_weights(part)
+            part.to(device)
+        return self
+
+    def to_precision(
+        self, name: str, *, batch_size: int | None = None, decoder: Decoder | None = None
+    ) -> Pipeline:
+        """Convert the weights: `float32`, `bfloat16`, or `int8` for the generator's products.
+
+        On a CPU they are also packed for its products, which makes drawing faster. int8 is for
+        drawing on a CPU, and for good: such a pipeline cannot be saved or converted.
+
+        Args:
+            name: of the precision.
+            batch_size: images that will be drawn at once, where known; see `pack_weights`.
+            decoder: the strategy, likewise; as in a call when None.
+
+        Raises:
+            UserError: for another name, or int8 where there is no such product.
+        """
+        check_precision(name)
+        to_precision(self.tokenizer, "float32" if name == "int8" else name)
+        if self.generator is not None:
+            rows = None
+            if batch_size is not None:
+                rows = self.strategy(decoder).most_rows(self.generator, batch_size)
+            to_precision(self.generator, name, rows=rows)
+        return self
+
+    def labels(self, classes: Any) -> list[int]:
+        """Return class ids of names, ids, a mixture of both, or "all".
+
+        Raises:
+            UserError: for a class this model does not know, with close matches.
+        """
+        count = num_classes(self._generator().conditioner)
+        return class_ids(classes, self.class_names, count=count)
+
+    def encode_text(self, texts: Sequence[str]) -> TextFeatures:
+        """Return the features of texts that the generator is conditioned on.
+
+        Raises:
+            UserError: if it reads no text, or the text encoder is not known or not at hand.
+        """
+        return encode_text(texts, self._generator().conditioner, self.text, self.device)
+
+    def __call__(
+        self,
+        classes: Any = "all",
+        n: int = 1,
+        *,
+        text: str | Sequence[str] | None = None,
+        seed: int = 0,
+        batch_size: int = 32,
+        decoder: Decoder | None = None,
+        observer: Observer | None = None,
+        known: tuple[Tensor, Tensor] | None = None,
+        **settings: Any,
+    ) -> Samples:
+        """Draw `n` images of every class, or of every text.
+
+        Args:
+            classes: names, ids or "all".
+            n: images a class.
+            text: for models that read text, one or several in place of classes.
+            seed: image i of the call has seed `seed + i`, whatever the batch size.
+            batch_size: images drawn at once.
+            decoder: strategy of this call; the pipeline's own when None.
+            observer: is told of finished codes as they come.
+            known: positions (n,) and codes (n, ...) that every image is given, for completion
+                and inpainting; see `argen.pipeline.inpainting.known_codes`.
+            **settings: see `argen.pipeline.settings`: cfg (guidance scale), cfg_schedule, ...,
+                temperature, top_k, top_p, min_p.
+
+        Returns:
+            the images, class by class; the label of a text is its place in the list.
+        """
+        kinds: Any = self.labels(classes) if text is None else as_texts(text)
+        asked = [kind for kind in kinds for _ in range(n)]
+        if n < 1:
+            raise UserError(f"n={n}: ask for at least one image a class.")
+        seeds = [seed + i for i in range(len(asked))]
+        how: dict[str, Any] = {"decoder": decoder, "observer": observer, "known": known}
+        return Samples.cat(
+            list(self.batches(asked, seeds, batch_size=batch_size, **how, **settings))
+        )
+
+    @torch.inference_mode()
+    def batches(
+        self,
+        asked: Sequence[int] | Sequence[str],
+        seeds: Sequence[int],
+        *,
+        batch_size: int = 32,
+        decoder: Decoder | None = None,
+        observer: Observer | None = None,
+        known: tuple[Tensor, Tensor] | None = None,
+        **settings: Any,
+    ) -> Iterator[Samples]:
+        """Draw one image for each label or text and its seed, a batch at a time.
+
+        Settings are those of a call.
+        """
+        generator = self._generator()
+        decoder = self.strategy(decoder, known=known is not None)
+        guidance, filters = controls(settings, self.defaults)
+        if guidance.active:
+            generator.conditioner.require_null()
+        if generator.spec.kind == "discrete":
+            filters.check(max(max(s.vocab_sizes) for s in generator.spec.segments))
+        names, device = self.class_names, self.device
+        conditions = Prompts.of(
+            asked, generator.conditioner, class_names=names, reader=self.text, device=device
+        )
+        for start in range(0, len(asked), batch_size):
+            part = slice(start, start + batch_size)
+            own = seeds[part]
+            with full_precision(self.device):
+                result = decoder(
+                    generator,
+                    generator.conditioner(conditions.inputs[part]),
+                    guidance=guidance,
+                    filters=filters,
+                    noise=SeededNoise(own, device=self.device),
+                    observer=observer,
+                    **({} if known is None else {"known": known}),
+                )
+                if result.latents is None:
+                    images = self.tokenizer.decode(result.codes)
+                else:
+                    images = cast(Any, self.tokenizer).decode_latents(result.latents)
+                images = images.float().clamp(-1, 1)
+            yield Samples(
+                images=images.cpu(),
+                codes=result.codes.cpu(),
+                labels=conditions.labels[part],
+                names=conditions.names[part],
+                seeds=list(own),
+                passes=result.passes,
+                exact=decoder.exact,
+            )
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor, **options: Any) -> Tensor:
+        """Return the codes of images (B, 3, H, W) in [-1, 1]."""
+        return self.tokenizer.encode(images.to(self.device), **options)
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor, **options: Any) -> Tensor:
+        """Return the images (B, 3, H, W), in [-1, 1], of codes."""
+        return self.tokenizer.decode(codes.to(self.device), **options).clamp(-1, 1)
+
+    def strategy(self, decoder: Decoder | None = None, *, known: bool = False) -> Decoder:
+        """Return the strategy that a call would use, checked against the generator.
+
+        Args:
+            decoder: the one asked for; the pipeline's own, or the plainest that fits, when None.
+            known: whether codes will be given beforehand.
+
+        Raises:
+            IncompatibleError: if it cannot drive the generator, or take codes that are given.
+        """
+        generator = self._generator()
+        decoder = decoder or self.decoder or default_decoder(generator, known=known)
+        if known:
+            decoder.require_known()
+        decoder.bind(self.tokenizer)
+        decoder.check(generator)
+        return decoder
+
+    def _generator(self) -> Generator:
+        if self.generator is None:
+            raise UserError(
+                "This model is a tokenizer alone: it encodes and decodes, but has no generator to "
+                "draw with. Train one on its codes: argen train stage=generator."
+            )
+        return self.generator
+
+    def save(self, directory: Path | str) -> None:
+        """Write a model directory; see `argen.pipeline.model_directory`."""
+        write_model(
+            directory,
+            tokenizer=self.tokenizer,
+            generator=self.generator,
+            about={
+                "class_names": list(self.class_names),
+                "defaults": self.defaults,
+                "provenance": self.provenance,
+                **({} if self.text is None else {"text": self.text.config}),
+            },
+        )
+
+
+def load(
+    path: Path | str,
+    *,
+    device: torch.device | str | None = None,
+    trust: bool = False,
+    text_encoder: Path | str | Mapping[str, Any] | None = None,
+) -> Pipeline:
+    """Load a model directory.
+
+    Args:
+        path: directory written by training, `argen.convert` or `Pipeline.save`.
+        device: where to put it; the CPU when None.
+        trust: build classes from outside argen that the configuration names.
+        text_encoder: directory of the text encoder, or how to build it, where the model does not
+            say or it was moved.
+
+    Raises:
+        CheckpointError: if the directory is missing, incomplete or damaged.
+    """
+    tokenizer, generator, config = read_model(path, trust=trust)
+    pipeline = Pipeline(
+        tokenizer=tokenizer,
+        generator=generator,
+        class_names=tuple(config.get("class_names", ())),
+        defaults=dict(config.get("defaults", {})),
+        provenance=dict(config.get("provenance", {})),
+        text=TextReader(config["text"], trust=trust) if config.get("text") else None,
+    )
+    if text_encoder is not None:
+        conditioner = None if generator is None else generator.conditioner
+        pipeline.text = reader_of(text_encoder, conditioner)
+    return pipeline if device is None else pipeline.to(device)

@@ -1,0 +1,65 @@
+"""Drawn images, with all it takes to draw them again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from argen.images.grid import draw_grid, to_pil
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass
+class Samples:
+    """Drawn images.
+
+    Attributes:
+        images: (N, 3, H, W) in [-1, 1].
+        codes: what they were decoded from.
+        labels: class of each, or the place of its text among those asked for, long (N,).
+        names: class name or text of each.
+        seeds: seed of each; drawing it again gives the same image.
+        passes: network passes an image.
+        exact: whether the strategy follows the generator's own distribution.
+    """
+
+    images: Tensor
+    codes: Tensor
+    labels: Tensor
+    names: list[str]
+    seeds: list[int]
+    passes: int
+    exact: bool
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    @classmethod
+    def cat(cls, parts: Sequence[Samples]) -> Samples:
+        """Return all samples of parts that were drawn in the same way."""
+        return cls(
+            images=torch.cat([part.images for part in parts]),
+            codes=torch.cat([part.codes for part in parts]),
+            labels=torch.cat([part.labels for part in parts]),
+            names=[name for part in parts for name in part.names],
+            seeds=[seed for part in parts for seed in part.seeds],
+            passes=parts[0].passes,
+            exact=parts[0].exact,
+        )
+
+    def pil(self) -> list[Image.Image]:
+        """Return PIL images."""
+        return to_pil(self.images)
+
+    def grid(self, above: Sequence[tuple[str, Tensor]] = ()) -> Image.Image:
+        """Return one image with a labelled row a class, below rows of others."""
+        rows: dict[str, list[int]] = {}
+        for i, name in enumerate(self.names):
+            rows.setdefault(name, []).append(i)
+        return draw_grid([*above, *((name, self.images[index]) for name, index in rows.items())])

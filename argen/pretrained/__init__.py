@@ -1,0 +1,1 @@
+"""Frozen networks that others made: features for scores, losses and discriminators."""

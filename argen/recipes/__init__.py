@@ -1,0 +1,1 @@
+"""Whole runs made of stages: train, encode, score."""

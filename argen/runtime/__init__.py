@@ -1,0 +1,1 @@
+"""The process around the work: commands, presets, ranks, devices, weights and other files."""

@@ -1,0 +1,1 @@
+"""An oracle for authors of strategies: tabulated generators and enumerated distributions."""
