@@ -45,6 +45,9 @@ MOVED = {
     "argen.tokenizers.perceptual.FeatureDistance": "argen.objectives.perceptual.FeatureDistance",
 }
 
+# Path of a class: old name of an argument: new name. Taken until 0.3 as well.
+RENAMED: dict[str, dict[str, str]] = {}
+
 
 def current_path(path: str) -> str:
     """Return where the class or function at a dotted path lies today.
@@ -58,18 +61,31 @@ def current_path(path: str) -> str:
     return new
 
 
-def current_paths(config: Any) -> Any:
-    """Return a plain configuration with every `_target_` as `current_path` gives it."""
+def current_config(config: Any) -> Any:
+    """Return a plain configuration with the paths and argument names of today."""
     if isinstance(config, Mapping):
-        return {
-            key: current_path(value)
-            if key == TARGET and isinstance(value, str)
-            else current_paths(value)
-            for key, value in config.items()
-        }
+        items = {key: current_config(value) for key, value in config.items()}
+        if isinstance(config.get(TARGET), str):
+            items[TARGET] = current_path(config[TARGET])
+            return current_arguments(items)
+        return items
     if isinstance(config, list | tuple):
-        return [current_paths(value) for value in config]
+        return [current_config(value) for value in config]
     return config
+
+
+def current_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a node whose `_target_` is a path of today with the argument names of today."""
+    items = dict(config)
+    for old, new in RENAMED.get(items[TARGET], {}).items():
+        if old in items:
+            warnings.warn(
+                f"{items[TARGET]}: {old} is now {new}; the old name ends with 0.3.",
+                DeprecationWarning,
+                2,
+            )
+            items[new] = items.pop(old)
+    return items
 
 
 def locate(path: str, *, trust: bool = True) -> Any:
@@ -108,6 +124,8 @@ def build(config: Any, *, trust: bool = True, **arguments: Any) -> Any:
         included where they are plain data, is kept as `object.config` on torch modules.
     """
     if isinstance(config, Mapping):
+        if TARGET in config:
+            config = current_arguments({**config, TARGET: current_path(config[TARGET])})
         items = {k: build(v, trust=trust) for k, v in config.items() if k not in (TARGET, META)}
         if TARGET not in config:
             return items

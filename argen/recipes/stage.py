@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from argen.build import current_paths
+from argen.build import current_config
 from argen.errors import UserError
 from argen.runtime.distributed import is_rank_zero
 from argen.runtime.files import read_json, write_json
+from argen.runtime.renamed import renamed_settings
 from argen.training.fit import FitSettings
 
 
@@ -39,10 +40,10 @@ class StageRecord:
         """
         marker = self.directory / "settings.json"
         if marker.is_file():
-            recorded = current_paths(read_json(marker)["settings"])
+            recorded = current_config(renamed_settings(read_json(marker)["settings"]))
             # Settings that came later stood at their defaults.
             recorded["fit"] = {**FitSettings.defaults(), **recorded["fit"]}
-            changed = differences(recorded, current_paths(self._plain()))
+            changed = differences(recorded, current_config(self._plain()))
             if changed:
                 raise UserError(
                     f"{self.directory} was trained with other settings ({', '.join(changed[:4])}). "

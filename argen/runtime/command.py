@@ -18,6 +18,7 @@ from typing import Any
 from argen.errors import Preempted, UserError, suggest
 from argen.runtime.cluster import launched, start_again, take_rank
 from argen.runtime.presets import config_dir, preset_names
+from argen.runtime.renamed import renamed_settings, renamed_word
 from argen.runtime.threads import fit_threads
 
 # Settings of commands that hold words of people, which need no quotes of their own.
@@ -38,7 +39,7 @@ def run(main: Callable[[Any], None], config_name: str, *, directory: Path | None
 
     where = directory or config_dir()
     verbatim = VERBATIM.get(config_name, ())
-    sys.argv[1:] = [quoted(word, verbatim) for word in sys.argv[1:]]
+    sys.argv[1:] = [quoted(renamed_word(word), verbatim) for word in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back here instead of being printed there
     _start_logging()
 
@@ -189,7 +190,8 @@ def _flatten(node: Any, prefix: str = "") -> list[str]:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """Return a configuration as plain dictionaries, interpolations resolved."""
+    """Return a configuration as plain dictionaries, interpolations resolved, old names renewed."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    return renamed_settings(settings)

@@ -76,5 +76,5 @@ class FiniteSteps:
             raise UserError(
                 f"{self.in_a_row} steps in a row gave nothing finite, the last: {told}. Lower "
                 "optim.lr, train in trainer.precision=32-true, or look at these samples; "
-                "fit.most_skipped sets how many are borne. The last checkpoint is from before."
+                "fit.max_skipped sets how many are borne. The last checkpoint is from before."
             )

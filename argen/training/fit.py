@@ -48,8 +48,8 @@ class FitSettings:
     save_every: int = 500
     channels_last: bool = True
     compile: bool = False
-    recompute: bool = False
-    most_skipped: int = 10
+    gradient_checkpointing: bool = False
+    max_skipped: int = 10
     trainer: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
 
@@ -59,7 +59,7 @@ class FitSettings:
         return {f.name: f.default for f in fields(cls) if f.default is not MISSING}
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "val_every", "save_every", "most_skipped"):
+        for name in ("steps", "batch_size", "val_every", "save_every", "max_skipped"):
             if getattr(self, name) < 1:
                 raise UserError(f"fit.{name}={getattr(self, name)} must be at least 1.")
         if not 0 <= self.ema < 1:
@@ -148,11 +148,11 @@ def fit(
         default_root_dir=directory,
     )
     task.log_every = int(options.get("log_every_n_steps", task.log_every))
-    if settings.recompute:
+    if settings.gradient_checkpointing:
         recompute_activations(task.network)
     if settings.compile:
         task.compile_network()
-    task.finite = FiniteSteps(settings.most_skipped)
+    task.finite = FiniteSteps(settings.max_skipped)
     trainer.callbacks.insert(0, _rates(task, stream, settings, trainer, device))  # type: ignore[attr-defined]
     trainer.fit(task, datamodule=stream, ckpt_path=str(last) if last else None)
     if trainer.interrupted:

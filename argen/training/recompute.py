@@ -45,6 +45,7 @@ def recompute_activations(network: nn.Module) -> int:
             count += 1
     if not count:
         raise UserError(
-            f"{type(network).__name__} has no blocks to recompute; leave fit.recompute out."
+            f"{type(network).__name__} has no blocks to recompute; leave "
+            "fit.gradient_checkpointing out."
         )
     return count

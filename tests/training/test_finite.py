@@ -96,7 +96,7 @@ def test_a_tokenizer_skips_poisoned_images(tmp_path: Path) -> None:
 def test_too_many_in_a_row_end_the_run_and_name_the_samples(tmp_path: Path) -> None:
     task = tokenizer_task("reconstruction")
     with pytest.raises(UserError) as error:
-        run(task, set(range(8)), tmp_path, most_skipped=3)
+        run(task, set(range(8)), tmp_path, max_skipped=3)
     told = str(error.value)
     assert told.startswith("3 steps in a row")
     assert "rank 0" in told

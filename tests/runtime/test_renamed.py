@@ -1,0 +1,32 @@
+"""Old names of settings: taken on the command line and in YAML, with a warning that names the new."""
+
+from __future__ import annotations
+
+import pytest
+
+from argen.runtime.renamed import KEYS, renamed_settings, renamed_word
+
+
+@pytest.mark.parametrize(("old", "new"), sorted(KEYS.items()))
+@pytest.mark.parametrize("prefix", ["", "+", "++", "stages.generator."])
+def test_every_old_key_of_the_command_line(old, new, prefix):
+    with pytest.warns(FutureWarning, match=new):
+        assert renamed_word(f"{prefix}{old}=7") == f"{prefix}{new}=7"
+    assert renamed_word(f"{prefix}{new}=7") == f"{prefix}{new}=7"
+
+
+def test_words_that_are_not_settings_stay():
+    assert renamed_word("text=fit.recompute=true") == "text=fit.recompute=true"
+    assert renamed_word("--help") == "--help"
+
+
+def test_a_users_yaml_with_old_keys_wins_over_the_defaults():
+    config = {
+        "fit": {"max_skipped": 10, "most_skipped": 3, "steps": 5},
+        "stages": {"generator": {"fit": {"most_skipped": 4}}},
+    }
+    with pytest.warns(FutureWarning, match="fit.max_skipped"):
+        renewed = renamed_settings(config)
+    assert renewed["fit"] == {"max_skipped": 3, "steps": 5}
+    assert renewed["stages"]["generator"]["fit"] == {"max_skipped": 4}
+    assert config["fit"]["most_skipped"] == 3  # what was given is not changed
