@@ -14,6 +14,7 @@ def main(config: Any) -> None:
     from contextlib import suppress
 
     from argen.errors import CheckpointError
+    from argen.interop.find import find_importer
     from argen.pipeline import Pipeline
     from argen.runtime.command import plain
 
@@ -78,28 +79,6 @@ def _convert_drafter(importer: Any, settings: dict[str, Any]) -> None:
     show(f"drafter: {type(drafter).__name__}, {count / 1e6:.1f}M parameters")
     show(f"written to {out}: {drafter.spec.describe()}")
     show(f"next: python -m argen.sample model=... decoder=relaxed decoder.drafter={out}")
-
-
-def find_importer(name: str) -> Any:
-    """Return the module of argen.interop for a project."""
-    import pkgutil
-    from importlib import import_module
-
-    from argen import interop
-
-    known = [
-        m.name
-        for m in pkgutil.iter_modules(interop.__path__)
-        if "import_" in Path(interop.__path__[0], f"{m.name}.py").read_text()
-        and m.name not in ("base", "lucidrains")
-        and not m.name.endswith(("_objective", "_weights"))
-    ]
-    if name not in known:
-        raise UserError(
-            f"There is no importer for source={name}.{suggest(name, known)} "
-            f"Known: {', '.join(sorted(known))}."
-        )
-    return import_module(f"argen.interop.{name}")
 
 
 def _import(

@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from argen.convert import find_importer
+from argen.interop.find import find_importer
 from argen.runtime.presets import config_dir
 
 ROOT = Path(__file__).parents[1]

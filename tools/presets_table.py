@@ -9,10 +9,8 @@ A page holds a table between `<!-- presets:NAME -->` and `<!-- /presets -->`.
 from __future__ import annotations
 
 import argparse
-import importlib
 import inspect
 import os
-import pkgutil
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -21,9 +19,9 @@ from typing import Any
 
 import torch
 
-from argen import interop
 from argen.build import META, build
 from argen.errors import IncompatibleError, UserError
+from argen.interop.find import importers
 from argen.runtime.presets import config_dir, for_codes, preset, preset_names
 from argen.spec import CodeSpec
 
@@ -197,8 +195,7 @@ def generator_table() -> str:
 def importer_table() -> str:
     """Return what each module of argen.interop imports."""
     rows = []
-    for module in pkgutil.iter_modules(interop.__path__):
-        found = importlib.import_module(f"argen.interop.{module.name}")
+    for name, found in sorted(importers().items()):
         cells, functions = [], {}
         for kind in ("tokenizer", "generator", "drafter"):
             function = getattr(found, f"import_{kind}", None)
@@ -212,7 +209,7 @@ def importer_table() -> str:
         if functions:
             # The command imports both parts of a model by one source; a drafter stands alone.
             whole = "tokenizer" in functions or "drafter" in functions
-            rows.append([f"`{module.name}`", *cells, "yes" if whole else "Python only"])
+            rows.append([f"`{name}`", *cells, "yes" if whole else "Python only"])
     return table(["`source=`", "tokenizer", "generator", "drafter", "`argen.convert`"], rows)
 
 
