@@ -10,21 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from bench.cases import Case, measure
+from bench.law import law_of
+from bench.machine import bound
+from bench.plot import save_plot
+from bench.table import markdown
 from PIL import Image
 
+from argen.decoding.sequential import Sequential
+from argen.decoding.speculative.jacobi import Grouped, Jacobi
+from argen.decoding.zipar import ZipAR
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
-
-from bench.cases import Case, measure  # noqa: E402
-from bench.law import law_of  # noqa: E402
-from bench.machine import bound  # noqa: E402
-from bench.plot import save_plot  # noqa: E402
-from bench.table import markdown  # noqa: E402
-
-from argen.decoding.sequential import Sequential  # noqa: E402
-from argen.decoding.speculative.jacobi import Grouped, Jacobi  # noqa: E402
-from argen.decoding.zipar import ZipAR  # noqa: E402
-
 CPU = torch.device("cpu")
 
 
@@ -168,7 +165,7 @@ def test_a_subject_by_command(words: tuple[str, ...], tmp_path: Path) -> None:
 @torch.inference_mode()
 def test_the_released_loop_draws_the_same_greedy_codes() -> None:
     from bench.models import generator
-    from bench.released.llamagen_loop import ReleasedLoop
+    from released.llamagen_loop import ReleasedLoop
 
     from argen.decoding.filters import Filters
     from argen.decoding.guidance import Guidance

@@ -3,7 +3,6 @@
 import importlib
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from argen.interop.find import find_importer
 from argen.runtime.presets import config_dir
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
 presets_table = importlib.import_module("presets_table")
 
 PAGES = {

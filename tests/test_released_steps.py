@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-
 from bench.models import PUBLISHED, Published, generator
-from bench.released.step import released_network
+from released.step import released_network
 
 from argen.errors import UserError
 from argen.generators.conditioning import ClassConditioner

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-
-from bench.released.vq_step import ReleasedStep
 from bench.tokenizer_step import TokenizerStep, tokenizer_task
 from bench.train import groups
+from released.vq_step import ReleasedStep
+from torch import Tensor, nn
 
 from argen.errors import UserError
 from argen.interop.llamagen import llamagen

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.released.mar_diffusion import DiffusionLoss
-from bench.released.step import ReleasedNetwork
-from bench.released.vit import Block
+from released.mar_diffusion import DiffusionLoss
+from released.step import ReleasedNetwork
+from released.vit import Block
 
 
 class Network(ReleasedNetwork):

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.released.step import ReleasedNetwork
-from bench.released.vit import Mlp
+from released.step import ReleasedNetwork
+from released.vit import Mlp
 
 PREFIX = 2  # the class token and the condition
 NOT_DECAYED = ("ln", "bias", "norm", "embed")  # what a weight's name holds; case counts

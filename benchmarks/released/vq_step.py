@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from argen.errors import UserError
 from argen.objectives.discriminators import PatchDiscriminator
-from bench.released.vq import Network
-from bench.released.vq_losses import Losses
+from released.vq import Network
+from released.vq_losses import Losses
 
 LR, BETAS, CLIP = 1e-4, (0.9, 0.95), 1.0
 

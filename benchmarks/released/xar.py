@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from argen.errors import UserError
-from bench.released.mar_diffusion import TimeEmbedding
-from bench.released.step import ReleasedNetwork
-from bench.released.xar_block import Block, Norm
+from released.mar_diffusion import TimeEmbedding
+from released.step import ReleasedNetwork
+from released.xar_block import Block, Norm
 
 
 class Network(ReleasedNetwork):

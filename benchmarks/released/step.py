@@ -67,9 +67,7 @@ def released_network(name: str, generator: Any) -> ReleasedNetwork:
     """
     for system in SYSTEMS:
         if name.startswith(f"{system}_"):
-            network: ReleasedNetwork = import_module(f"bench.released.{system}").Network.like(
-                generator
-            )
+            network: ReleasedNetwork = import_module(f"released.{system}").Network.like(generator)
             return network
     known = ", ".join(f"{system}_..." for system in SYSTEMS)
     raise UserError(f"The released training step of {name} is not written here; there are {known}.")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from argen.pretrained.vgg_lpips import LPIPS_SCALE, LPIPS_SHIFT, VGG_WIDTHS
-from bench.released.vq_quantizer import CodebookLosses
+from released.vq_quantizer import CodebookLosses
 
 Terms = dict[str, Tensor]
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from argen.generators.maskgit.uvit import MaskGITUViT
-from bench.released.maskgit_blocks import BertEmbeddings, BertLayer, UViTBlock
-from bench.released.step import ReleasedNetwork
+from released.maskgit_blocks import BertEmbeddings, BertLayer, UViTBlock
+from released.step import ReleasedNetwork
 
 SPARED = ("ln", "bias", "latent_tokens", "mask_token", "norm", "gamma", "embed")  # from decay
 

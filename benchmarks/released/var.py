@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.released.step import ReleasedNetwork
-from bench.released.var_inputs import Quantizer
+from released.step import ReleasedNetwork
+from released.var_inputs import Quantizer
 
 SPARED = ("pos_1LC", "pos_start", "lvl_embed", "ada_gss", "scale_mul")  # from weight decay
 

@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from argen.errors import UserError
-from bench.released.vq_blocks import Attention, Downsample, Residual, Upsample, middle, norm, swish
-from bench.released.vq_quantizer import CodebookLosses, Quantizer
+from released.vq_blocks import Attention, Downsample, Residual, Upsample, middle, norm, swish
+from released.vq_quantizer import CodebookLosses, Quantizer
 
 
 class Network(nn.Module):

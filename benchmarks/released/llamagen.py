@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from argen.layers.rope import rope_table_2d
-from bench.released.step import ReleasedNetwork
+from released.step import ReleasedNetwork
 
 
 class Network(ReleasedNetwork):

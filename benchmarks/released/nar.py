@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.released import llamagen
+from released import llamagen
 
 
 class Network(llamagen.Network):
