@@ -1,6 +1,7 @@
 """The tables and the commands of the documentation are those of the code."""
 
 import importlib
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -9,11 +10,16 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from argen.build import locate
 from argen.interop.find import find_importer
+from argen.pipeline.settings import SETTINGS
 from argen.runtime.presets import config_dir
 
 ROOT = Path(__file__).parents[1]
 presets_table = importlib.import_module("presets_table")
+
+PARTS = ("tokenizer", "generator", "drafter")  # what an importer may read
+SAMPLING = re.compile(r"(cfg|cfg_\w+|temperature|top_k|top_p|min_p)")
 
 PAGES = {
     name: (ROOT / "docs" / f"{name}.md").read_text()
@@ -27,8 +33,10 @@ SHOWN = [
 COMMANDS = sorted(
     {
         line
-        for text in PAGES.values()
-        for line in re.findall(r"^ *(python -m argen\..*)$", text.replace("\\\n", " "), re.M)
+        for page in (ROOT / "docs").rglob("*.md")
+        for line in re.findall(
+            r"^ *(python -m argen\..*)$", page.read_text().replace("\\\n", " "), re.M
+        )
         if "..." not in line
     }
 )
@@ -59,9 +67,24 @@ def test_commands_name_what_exists(composer, command):
     if "cluster=slurm" in words:  # several values become jobs: the first of them stands for all
         words = [word if "[" in word else word.split(",")[0] for word in words]
     assert words[:2] == ["python", "-m"]
-    config = composer(config_name=words[2].removeprefix("argen."), overrides=words[3:])
-    if words[2] == "argen.convert":
-        assert find_importer(config.source)
+    name, overrides = words[2].removeprefix("argen."), words[3:]
+    config = composer(config_name=name, overrides=overrides)
+    for word in overrides:
+        group, _, choice = word.partition("=")
+        if group == "experiment":  # Hydra passes over an optional choice that does not exist
+            assert (config_dir() / "experiment" / f"{choice}.yaml").is_file(), choice
+        if SAMPLING.fullmatch(group.lstrip("+")):  # `++` would also add what nothing reads
+            assert group.lstrip("+") in SETTINGS, word
+    if name == "convert":
+        importer = find_importer(config.source)
+        given = {**config.options, **config.tokenizer_options}
+        parts = [getattr(importer, f"import_{part}", None) for part in PARTS]
+        taken = {key for part in parts if part for key in inspect.signature(part).parameters}
+        assert set(given) <= taken
+    if name == "train":
+        for group in ("tokenizer", "generator", "objective", "optim", "data"):
+            choice = config.get(group)
+            assert choice is None or locate(choice["_target_"])
 
 
 def test_every_strategy_has_a_section():
