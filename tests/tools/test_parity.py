@@ -5,26 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import parity
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GOLDEN = sorted(path.parent for path in (ROOT / "tests" / "golden").glob("*/card.json"))
 
 
-@pytest.fixture(scope="module")
-def parity():
-    """Return tools/parity.py as a module; importing torch and the networks once is enough."""
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        import parity
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
-    return parity
-
-
-def run(parity, capsys, *directories):
+def run(capsys, *directories):
     """Return exit status and output lines of a run of the tool, in this process."""
     arguments, sys.argv = sys.argv, ["parity.py", *map(str, directories)]
     try:
@@ -46,8 +36,8 @@ def altered(source, target, *, tensors=None, card=None):
 
 
 @pytest.mark.parametrize("directory", GOLDEN, ids=lambda path: path.name)
-def test_recorded_run(parity, capsys, directory):
-    status, lines = run(parity, capsys, directory)
+def test_recorded_run(capsys, directory):
+    status, lines = run(capsys, directory)
     assert len(lines) == 1
     name, counts, error, verdict = lines[0].split()
     checked, total = map(int, counts.split("/"))
@@ -57,10 +47,10 @@ def test_recorded_run(parity, capsys, directory):
 
 
 @pytest.mark.parametrize("name", ["llamagen-c2i-gqa", "topk-topp"])
-def test_one_wrong_number_fails(parity, capsys, tmp_path, name):
+def test_one_wrong_number_fails(capsys, tmp_path, name):
     source = ROOT / "tests" / "golden" / name
     good = altered(source, tmp_path / "same")
-    assert run(parity, capsys, good)[0] == 0
+    assert run(capsys, good)[0] == 0
     fixture = parity.Fixture(source)
     for key in fixture.expected:
         tensors = {k: v.clone() for k, v in fixture.io.items()}
@@ -68,28 +58,28 @@ def test_one_wrong_number_fails(parity, capsys, tmp_path, name):
         where = int(flat.float().abs().nan_to_num().argmax())
         flat[where] = flat[where] + 1
         bad = altered(source, tmp_path / f"bad-{key}", tensors=tensors)
-        status, lines = run(parity, capsys, bad, good)
+        status, lines = run(capsys, bad, good)
         assert status == 1
         assert lines[0].endswith("FAIL"), key
         assert lines[1].endswith("PASS")
 
 
-def test_an_expected_tensor_that_nobody_computes_fails(parity, capsys, tmp_path):
+def test_an_expected_tensor_that_nobody_computes_fails(capsys, tmp_path):
     source = ROOT / "tests" / "golden" / "llamagen-c2i-gqa"
     fixture = parity.Fixture(source)
     tensors = {**fixture.io, "never_heard_of": torch.zeros(3)}
-    status, lines = run(parity, capsys, altered(source, tmp_path / "more", tensors=tensors))
+    status, lines = run(capsys, altered(source, tmp_path / "more", tensors=tensors))
     expected = len(fixture.expected)
     assert status == 1
     assert lines[0].split()[1] == f"{expected}/{expected + 1}"
     assert lines[0].endswith("FAIL")
 
 
-def test_nothing_to_check_fails(parity, capsys, tmp_path):
+def test_nothing_to_check_fails(capsys, tmp_path):
     source = ROOT / "tests" / "golden" / "topk-topp"
     fixture = parity.Fixture(source)
     inputs = {k: fixture[k] for k in fixture.inputs}
-    status, lines = run(parity, capsys, altered(source, tmp_path / "none", tensors=inputs))
+    status, lines = run(capsys, altered(source, tmp_path / "none", tensors=inputs))
     assert status == 1
     assert lines[0].split()[1] == "0/0"
 

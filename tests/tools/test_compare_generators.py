@@ -1,26 +1,19 @@
 """The comparison of generators trains, scores against the baseline, and skips what is done."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "configs" / "experiment" / "compare"
 
 
 def run(*words, cwd):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "compare_generators.py"), *words],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    return forked.run(str(ROOT / "tools" / "compare_generators.py"), *words, cwd=cwd)
 
 
 @pytest.mark.slow
@@ -52,7 +45,6 @@ def test_unknown_families_are_refused(tmp_path):
 
 
 def test_every_family_has_an_experiment_with_steps_of_its_own():
-    sys.path.insert(0, str(ROOT / "tools"))
     from compare_generators import FAMILIES
 
     names = {path.stem for path in EXPERIMENTS.glob("*.yaml")}

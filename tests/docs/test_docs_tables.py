@@ -15,7 +15,7 @@ from argen.interop.find import find_importer
 from argen.pipeline.settings import SETTINGS
 from argen.runtime.presets import config_dir
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 presets_table = importlib.import_module("presets_table")
 
 PARTS = ("tokenizer", "generator", "drafter")  # what an importer may read

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 BLOCKS = re.findall(r"```python\n# (\S+)\n(.*?)```", PAGE, re.S)
 

@@ -1,21 +1,15 @@
 """The comparison of quantisers runs, resumes by file, and refuses unknown names."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+import forked
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(*words, cwd):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "ablate_quantizers.py"), *words],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    return forked.run(str(ROOT / "tools" / "ablate_quantizers.py"), *words, cwd=cwd)
 
 
 def test_two_quantisers_train_and_are_not_trained_again(tmp_path):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from bench.cases import Case, measure
@@ -21,13 +22,12 @@ from argen.decoding.sequential import Sequential
 from argen.decoding.speculative.jacobi import Grouped, Jacobi
 from argen.decoding.zipar import ZipAR
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools" / "bench.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return forked.run(str(ROOT / "tools" / "bench.py"), *arguments, cwd=Path.cwd())
 
 
 def row(**changes: Any) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""An installed wheel carries the configs and finds them outside a checkout."""
+"""A wheel carries the configs and finds them outside a checkout; recordings stay in that."""
 
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -10,19 +11,39 @@ import pytest
 import argen
 from argen.runtime.presets import preset_names
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def built(tmp_path_factory):
+    """A directory with the wheel and the source distribution."""
     out = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out)]
+    command = [sys.executable, "-m", "build", "--wheel", "--sdist", "--no-isolation"]
     done = subprocess.run(
-        [*command, str(ROOT)], capture_output=True, text=True, check=False, cwd=out
+        [*command, "--outdir", str(out), str(ROOT)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=out,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = out.glob("*.whl")
+    return out
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    (path,) = built.glob("*.whl")
     return path
+
+
+def test_the_source_distribution_leaves_recordings_out(built):
+    (path,) = built.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"argen/__init__.py", "configs/train.yaml", "tests/conftest.py", "README.md"} <= names
+    assert "tests/golden/training_losses.json" in names
+    assert not [n for n in names if n.endswith((".safetensors", "card.json"))]
+    assert path.stat().st_size < 5e6
 
 
 def test_contents(wheel):
@@ -41,6 +62,7 @@ def test_contents(wheel):
     assert any(n.endswith("licenses/LICENSE") for n in names)
     assert any(n.endswith("licenses/NOTICE") for n in names)
     assert not [n for n in names if n.startswith(("tests/", "tools/"))]
+    assert not [n for n in names if n.endswith(".safetensors")]
     assert "argen = argen.cli:main" in entry
 
 

@@ -20,7 +20,7 @@ from argen.layers.noise import SeededNoise
 from argen.runtime.presets import for_codes
 from argen.spec import CodeSpec, Segment
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 
 
