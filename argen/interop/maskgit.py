@@ -102,7 +102,7 @@ def generator_config(config: Mapping[str, Any]) -> dict[str, Any]:
         ),
     )
     built: dict[str, Any] = {
-        "_target_": "argen.generators."
+        "_target_": "argen.generators.maskgit."
         + ("bert.MaskGITBert" if kind == "ViT" else "uvit.MaskGITUViT"),
         "spec": spec.to_dict(),
         "conditioner": {

@@ -19,14 +19,14 @@ LONGEST = 350
 FLOORS: list[set[str]] = [
     {"errors", "spec", "build"},
     {"runtime"},
-    {"images", "layers"},
+    {"images", "layers", "zoo"},
     {"pretrained", "data", "text", "tokenizers"},
     {"objectives", "generators"},
     {"decoding", "interop"},
     {"pipeline", "testing"},
     {"evaluation", "training"},
     {"recipes"},
-    {"cli", "train", "tokenize", "reconstruct", "sample", "evaluate", "convert"},
+    {"cli", "train", "tokenize", "reconstruct", "sample", "evaluate", "convert", "models"},
 ]
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 # The one exception: next-scale generators read the quantiser of their frozen tokenizer.

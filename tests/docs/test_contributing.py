@@ -19,6 +19,7 @@ from argen.errors import CheckpointError, IncompatibleError
 from argen.layers.noise import SeededNoise
 from argen.runtime.presets import for_codes
 from argen.spec import CodeSpec, Segment
+from argen.zoo.meta import Meta
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
@@ -92,7 +93,9 @@ def test_tokenizer():
 
 def test_published_preset():
     path = "configs/tokenizer/somebody_vq16.yaml"
-    assert {"source", "licence_code", "licence_weights", "expected"} == set(config(path)[META])
+    meta = Meta.of(config(path)[META], where=path)
+    assert meta.parameters == 72_000_000
+    assert meta.weights[0].link
     with torch.device("meta"):
         assert made(path).spec.vocab_size == 16384
 

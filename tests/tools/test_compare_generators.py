@@ -41,7 +41,7 @@ def test_a_family_is_trained_scored_and_not_trained_again(tmp_path):
 def test_unknown_families_are_refused(tmp_path):
     refused = run("only=[gtp]", cwd=tmp_path)
     assert refused.returncode == 1
-    assert "no family 'gtp'; choose from gpt, rar" in refused.stderr
+    assert "no family 'gtp'; choose from elm, gpt" in refused.stderr
 
 
 def test_every_family_has_an_experiment_with_steps_of_its_own():
