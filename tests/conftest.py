@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from argen.runtime.flat_names import teach_hydra
+from argen.runtime.presets import config_dir
+
 # Before torch is imported, and inherited by the commands that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -74,6 +77,11 @@ def share(nodeid: str) -> str:
     if test.startswith("test_recorded_run["):
         return test
     return file
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let tests that compose with Hydra themselves use flat names, as the commands do."""
+    teach_hydra(config_dir())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -31,6 +31,7 @@ from omegaconf import OmegaConf
 from argen.errors import UserError
 from argen.pipeline import load
 from argen.runtime.files import read_json, write_json
+from argen.runtime.flat_names import teach_hydra
 from argen.runtime.presets import config_dir
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -106,6 +107,7 @@ def main() -> None:
     values: Any = OmegaConf.to_container(given)
     settings = Settings(**{**values, "only": tuple(values["only"])})
     try:
+        teach_hydra(config_dir())
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             run(settings, words[False])
     except (UserError, HydraException) as error:

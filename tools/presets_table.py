@@ -21,7 +21,7 @@ import torch
 from argen.build import build
 from argen.errors import IncompatibleError, UserError
 from argen.interop.find import importers
-from argen.runtime.presets import for_codes, preset, preset_names
+from argen.runtime.presets import for_codes, preset, preset_names, shown_name
 from argen.zoo.card import NONE, codes_of, overrides, score_text, size_text
 from argen.zoo.meta import Meta, published
 from argen.zoo.pairs import tokenizer_of
@@ -56,7 +56,14 @@ def tokenizer_table() -> str:
         parameters = f"{sum(p.numel() for p in network.parameters()) / 1e6:.1f}M"
         rows.append(
             [
-                *(meta.family, f"`{name}`", size, count, vocabulary, parameters),
+                *(
+                    meta.family,
+                    f"`{shown_name('tokenizer', name)}`",
+                    size,
+                    count,
+                    vocabulary,
+                    parameters,
+                ),
                 *(scores(meta.expected, ["rfid"]), meta.licence_code, meta.licence_weights),
                 paper(meta),
             ]
@@ -69,7 +76,7 @@ def generator_table() -> str:
     """Return every published generator; sizes and tokenizers are what the presets state."""
     rows = [
         [
-            *(meta.family, f"`{name}`", size_text(meta.parameters)),
+            *(meta.family, f"`{shown_name('generator', name)}`", size_text(meta.parameters)),
             _tokenizer_cell(meta),
             scores(meta.expected, ["fid", "is", "precision", "recall", "geneval"]),
             *(meta.licence_code, meta.licence_weights, paper(meta)),

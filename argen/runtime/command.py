@@ -18,6 +18,8 @@ from typing import Any
 
 from argen.errors import Preempted, UserError, suggest
 from argen.runtime.cluster import launched, start_again, take_rank
+from argen.runtime.flat_names import teach_hydra
+from argen.runtime.help import help_text
 from argen.runtime.presets import config_dir, preset_names
 from argen.runtime.renamed import renamed_settings, renamed_word
 from argen.runtime.threads import fit_threads
@@ -39,7 +41,11 @@ def run(main: Callable[[Any], Any], config_name: str, *, directory: Path | None 
     from omegaconf.errors import OmegaConfBaseException
 
     where = directory or config_dir()
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_text(config_name, where))
+        return
     verbatim = VERBATIM.get(config_name, ())
+    teach_hydra(where)
     warnings.filterwarnings("default", ".* is now ", FutureWarning)
     sys.argv[1:] = [quoted(renamed_word(word), verbatim) for word in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back here instead of being printed there

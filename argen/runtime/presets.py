@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from argen.errors import UserError, suggest
+from argen.runtime.flat_names import grouped_name, grouped_names
 from argen.spec import CodeSpec
 
 
@@ -20,8 +21,28 @@ def config_dir() -> Path:
 
 
 def preset_names(group: str) -> list[str]:
-    """Return the names of all presets of a config group."""
-    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+    """Return the flat names of all presets of a config group (`var_d16` for `var/d16`)."""
+    directory = config_dir() / group
+    return sorted([*(path.stem for path in directory.glob("*.yaml")), *grouped_names(directory)])
+
+
+def preset_path(group: str, name: str) -> Path:
+    """Return the file of a preset, by its name or its flat name.
+
+    Raises:
+        UserError: naming close matches, if there is no such preset.
+    """
+    directory = config_dir() / group
+    path = directory / f"{grouped_name(directory, name)}.yaml"
+    if not path.is_file():
+        names = preset_names(group)
+        raise UserError(f"There is no {group} preset {name!r}.{suggest(name, names)}")
+    return path
+
+
+def shown_name(group: str, name: str) -> str:
+    """Return a preset's name as it is written today: `var/d16` for `var_d16`."""
+    return grouped_name(config_dir() / group, name)
 
 
 def preset(group: str, name: str) -> dict[str, Any]:
@@ -34,11 +55,7 @@ def preset(group: str, name: str) -> dict[str, Any]:
     """
     from omegaconf import OmegaConf
 
-    path = config_dir() / group / f"{name}.yaml"
-    if not path.is_file():
-        names = preset_names(group)
-        raise UserError(f"There is no {group} preset {name!r}.{suggest(name, names)}")
-    return OmegaConf.to_container(_composed(path), resolve=True)  # type: ignore[return-value]
+    return OmegaConf.to_container(_composed(preset_path(group, name)), resolve=True)  # type: ignore[return-value]
 
 
 def _composed(path: Path) -> Any:
@@ -49,11 +66,15 @@ def _composed(path: Path) -> Any:
     if "_self_" not in names:
         names.insert(0, "_self_")
     return OmegaConf.merge(
-        *(
-            config if name == "_self_" else _composed(path.with_name(f"{name}.yaml"))
-            for name in names
-        )
+        *(config if name == "_self_" else _composed(_named(path, name)) for name in names)
     )
+
+
+def _named(path: Path, name: str) -> Path:
+    """Return the file that an entry of a preset's defaults means."""
+    if name.startswith("/"):  # /generator/tiny/gpt@_here_
+        return config_dir() / f"{name[1:].partition('@')[0]}.yaml"
+    return path.with_name(f"{name}.yaml")
 
 
 def for_codes(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from argen.runtime.presets import preset
+from argen.runtime.presets import preset, shown_name
 from argen.spec import CodeSpec
 from argen.zoo.checks import CONTEXT, METRICS
 from argen.zoo.meta import Meta, Weights, card, experiment
@@ -174,9 +174,9 @@ def _train(group: str, name: str, meta: Meta) -> list[str]:
     if recipe := experiment(name):
         return [f"experiment={recipe}"]
     if group == "tokenizer":
-        words = ["stage=tokenizer", f"tokenizer={name}"]
+        words = ["stage=tokenizer", f"tokenizer={shown_name('tokenizer', name)}"]
     else:
-        words = ["stage=generator", f"generator={name}"]
+        words = ["stage=generator", f"generator={shown_name('generator', name)}"]
         if meta.tokenizer:
             words += [f"model=models/{meta.tokenizer}", f"tokenizer={meta.tokenizer}"]
             known = preset("tokenizer", meta.tokenizer)

@@ -12,7 +12,7 @@ from typing import Any
 
 from argen.build import META
 from argen.errors import UserError, suggest
-from argen.runtime.presets import config_dir, preset_names
+from argen.runtime.presets import config_dir, preset_names, preset_path
 from argen.zoo import checks
 
 GROUPS = ("tokenizer", "generator")
@@ -191,11 +191,7 @@ def card(group: str, name: str) -> Meta | None:
     Raises:
         UserError: naming close matches, if there is no such preset.
     """
-    path = config_dir() / group / f"{name}.yaml"
-    if not path.is_file():
-        close = suggest(name, preset_names(group))
-        raise UserError(f"There is no {group} preset {name!r}.{close}")
-    found = checks.read_yaml(path)
+    found = checks.read_yaml(preset_path(group, name))
     if META not in found:
         return None
     return Meta.of(found[META], where=f"{group}/{name}.yaml: {META}")
@@ -207,6 +203,7 @@ def find(name: str) -> tuple[str, Meta]:
     Raises:
         UserError: naming close matches, if nothing published has that name.
     """
+    name = name.replace("/", "_")
     for group in GROUPS:
         if name in preset_names(group) and (meta := card(group, name)):
             return group, meta

@@ -179,6 +179,8 @@ def test_help_can_be_read(
         status, out, err = call(monkeypatch, capsys, name, "--help")
         assert status == 0, err
         assert f"python -m argen.{name}" in out
+        assert len(out.splitlines()) <= 50
+        assert "tiny/" not in out  # presets of tests are not what anybody looks for
 
 
 @pytest.mark.parametrize(

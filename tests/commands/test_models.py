@@ -9,8 +9,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from argen import cli, models
-from argen.convert import find_importer
 from argen.errors import UserError
+from argen.interop.find import find_importer
 from argen.runtime.presets import config_dir
 from argen.zoo.card import commands, tokenizer_weights
 from argen.zoo.meta import GROUPS, card, find, published

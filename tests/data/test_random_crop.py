@@ -127,7 +127,7 @@ def test_a_folder_draws_crops_named_by_the_seed(image_folder):
     assert "random crop of 1 to 1.25" in source.manifest()["augment"]
     assert type(source.val).__name__ == "MemoryImages"  # held-out images stay centred and kept
     with pytest.raises(UserError, match="no room for crop=random"):
-        source_of(images, cache=True)
+        source_of(image_folder, cache=True)
 
 
 def test_a_stream_of_crops_goes_on_where_it_stopped(image_folder):

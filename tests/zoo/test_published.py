@@ -8,11 +8,11 @@ from functools import cache
 import pytest
 
 from argen.build import META, build
-from argen.convert import find_importer
 from argen.decoding.default import default_decoder
 from argen.errors import IncompatibleError, UserError
+from argen.interop.find import find_importer
 from argen.pipeline import settings as sampling_controls
-from argen.runtime.presets import config_dir, preset, preset_names
+from argen.runtime.presets import config_dir, preset, preset_names, preset_path
 from argen.zoo.card import best_score, score_text, size_text, words_of
 from argen.zoo.checks import METRICS, SAMPLING
 from argen.zoo.meta import GROUPS, Meta, card, experiment, find, published
@@ -122,7 +122,7 @@ def test_every_published_preset_is_filled(group, name, meta):
     assert meta.paper
     assert meta.arxiv
     assert meta.parameters
-    first = (config_dir() / group / f"{name}.yaml").read_text().splitlines()[0]
+    first = preset_path(group, name).read_text().splitlines()[0]
     assert first.startswith("# ")
     for weights in meta.weights:
         assert weights.link
