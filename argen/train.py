@@ -31,10 +31,10 @@ def main(config: Any) -> float | None:
 
 
 def stage_config(config: Any, stage: str) -> dict[str, Any]:
-    """Return the configuration of one stage; see `argen.recipes.stage_settings`."""
+    """Return the configuration of one stage; see `argen.runtime.stage_settings`."""
     from hydra.core.hydra_config import HydraConfig
 
-    from argen.recipes.stage_settings import stage_settings
+    from argen.runtime.stage_settings import stage_settings
 
     return plain(stage_settings(config, stage, HydraConfig.get().overrides.task))
 

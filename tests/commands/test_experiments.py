@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from argen.build import build, locate
 from argen.pipeline import Pipeline
 from argen.pipeline.settings import controls
-from argen.recipes.stage_settings import stage_settings
+from argen.runtime.stage_settings import stage_settings
 from argen.recipes.two_stage import Recipe
 from argen.runtime.files import read_json
 from argen.runtime.presets import config_dir, for_codes, preset, preset_names

@@ -8,7 +8,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from argen.errors import UserError
-from argen.recipes.stage_settings import stage_settings
+from argen.runtime.stage_settings import stage_settings
 from argen.runtime.presets import config_dir
 from argen.runtime.renamed import renamed_word
 

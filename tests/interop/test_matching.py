@@ -141,11 +141,11 @@ def stand_in(tmp_path, monkeypatch):
     copied = shutil.copytree(config_dir(), tmp_path / "configs")
     config = preset("generator", "tiny_xar")
     config["conditioner"]["num_classes"] = 5
-    meta = yaml.safe_load((copied / "generator" / "xar_b.yaml").read_text())[META]
+    meta = yaml.safe_load((copied / "generator" / "xar" / "b.yaml").read_text())[META]
     config[META] = meta | {"sampling": {"cfg": 3.0, "cfg_schedule": "linear"}, "expected": []}
     path = copied / "generator" / "somebody_b.yaml"
     path.write_text(yaml.safe_dump(config))
-    for module in ("configs", "zoo.meta", "zoo.checks"):
+    for module in ("runtime.presets", "zoo.meta", "zoo.checks"):
         monkeypatch.setattr(f"argen.{module}.config_dir", lambda: copied)
     return path
 
