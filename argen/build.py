@@ -20,8 +20,10 @@ META = "_meta_"  # source, licences and expected scores of a preset; for people,
 # Where lay, before 0.2, what YAML can name: modules, or single names of them. Taken until 0.3.
 MOVED = {
     "argen.decoding.jacobi": "argen.decoding.speculative.jacobi",
+    "argen.decoding.jacobi.Grouped": "argen.decoding.speculative.jacobi.GroupedJacobi",
     "argen.decoding.proactive": "argen.decoding.speculative.proactive",
     "argen.decoding.relaxed": "argen.decoding.speculative.relaxed",
+    "argen.decoding.speculative.jacobi.Grouped": "argen.decoding.speculative.jacobi.GroupedJacobi",
     "argen.foundation": "argen.objectives.alignment",
     "argen.generators.bert": "argen.generators.maskgit.bert",
     "argen.generators.diffusion_head": "argen.generators.heads.diffusion",
@@ -46,7 +48,9 @@ MOVED = {
 }
 
 # Path of a class: old name of an argument: new name. Taken until 0.3 as well.
-RENAMED: dict[str, dict[str, str]] = {}
+RENAMED: dict[str, dict[str, str]] = {
+    "argen.decoding.confidence.Confidence": {"randomize": "choice_temperature"},
+}
 
 
 def current_path(path: str) -> str:

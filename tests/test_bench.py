@@ -21,8 +21,9 @@ from bench.machine import bound  # noqa: E402
 from bench.plot import save_plot  # noqa: E402
 from bench.table import markdown  # noqa: E402
 
+from argen.decoding.context import SamplingContext  # noqa: E402
 from argen.decoding.sequential import Sequential  # noqa: E402
-from argen.decoding.speculative.jacobi import Grouped, Jacobi  # noqa: E402
+from argen.decoding.speculative.jacobi import GroupedJacobi, Jacobi  # noqa: E402
 from argen.decoding.zipar import ZipAR  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -181,9 +182,11 @@ def test_the_released_loop_draws_the_same_greedy_codes() -> None:
     ours = Sequential()(
         model,
         model.conditioner(labels),
-        guidance=Guidance(2.0),
-        filters=Filters(temperature=0.0),
-        noise=SeededNoise([0, 1]),
+        SamplingContext(
+            guidance=Guidance(2.0),
+            filters=Filters(temperature=0.0),
+            noise=SeededNoise([0, 1]),
+        ),
     ).codes
     assert (released == ours).float().mean() > 0.98  # a tie in the last bit may end the agreement
 
@@ -212,7 +215,7 @@ def test_a_plot_has_a_dot_for_every_row(tmp_path: Path) -> None:
 def test_the_law_of_a_strategy() -> None:
     assert law_of(Jacobi()) == law_of(Sequential()) == "exact"
     assert law_of(ZipAR()) == "not exact"
-    word, distance, _ = law_of(Grouped()).split()
+    word, distance, _ = law_of(GroupedJacobi()).split()
     assert word == "TV"
     assert 0 < float(distance) < 0.3
 

@@ -10,7 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from argen.decoding.base import Decoder, Observer
+from argen.decoding.base import Decoder
+from argen.decoding.context import Observer, SamplingContext
 from argen.decoding.default import default_decoder
 from argen.errors import UserError
 from argen.generators.base import Generator
@@ -96,7 +97,7 @@ class Pipeline:
         if self.generator is not None:
             rows = None
             if batch_size is not None:
-                rows = self.strategy(decoder).most_rows(self.generator, batch_size)
+                rows = self.strategy(decoder).max_rows(self.generator, batch_size)
             to_precision(self.generator, name, rows=rows)
         return self
 
@@ -192,11 +193,13 @@ class Pipeline:
                 result = decoder(
                     generator,
                     generator.conditioner(conditions.inputs[part]),
-                    guidance=guidance,
-                    filters=filters,
-                    noise=SeededNoise(own, device=self.device),
-                    observer=observer,
-                    **({} if known is None else {"known": known}),
+                    SamplingContext(
+                        guidance=guidance,
+                        filters=filters,
+                        noise=SeededNoise(own, device=self.device),
+                        observer=observer,
+                        known=known,
+                    ),
                 )
                 if result.latents is None:
                     images = self.tokenizer.decode(result.codes)

@@ -12,11 +12,14 @@ from typing import Any
 
 # Old key: new key. A stage's own settings (stages.NAME.KEY) follow.
 KEYS = {
+    "decoder.randomize": "decoder.choice_temperature",
     "fit.most_skipped": "fit.max_skipped",
     "fit.recompute": "fit.gradient_checkpointing",
 }
 # (new key, old value): new value.
-VALUES: dict[tuple[str, str], str] = {}
+VALUES: dict[tuple[str, str], str] = {
+    ("decoder.guess", "certain"): "one_hot",
+}
 
 
 def renamed_word(word: str) -> str:

@@ -12,6 +12,7 @@ import torch
 from argen.build import build
 from argen.data.codes import CodeDataset
 from argen.decoding.base import Decoder
+from argen.decoding.context import SamplingContext
 from argen.decoding.default import default_decoder
 from argen.decoding.sequential import Sequential
 from argen.errors import UserError, suggest
@@ -121,9 +122,11 @@ def _case(
                     result = decoder(
                         network,
                         network.conditioner((labels + number) % network.conditioner.num_classes),
-                        guidance=guidance,
-                        filters=filters,
-                        noise=SeededNoise(range(first_seed, first_seed + batch), device=device),
+                        SamplingContext(
+                            guidance=guidance,
+                            filters=filters,
+                            noise=SeededNoise(range(first_seed, first_seed + batch), device=device),
+                        ),
                     )
                 passes.append(result.passes)
             mean = statistics.mean(passes)
@@ -157,7 +160,7 @@ def _rows(network: Any, batch: int, decoders: list[str]) -> int | None:
     """Return the rows of a product, None where a strategy among them leaves that open."""
     if not {"released", "sequential", "compiled"}.issuperset(decoders):
         return None
-    return Sequential().most_rows(network, batch)
+    return Sequential().max_rows(network, batch)
 
 
 def _base(precision: str, first: str, settings: Mapping[str, Any]) -> dict[str, Any]:

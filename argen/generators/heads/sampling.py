@@ -1,0 +1,34 @@
+"""One token of a distribution by one uniform number: inversion of the cumulative distribution."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def sample_categorical(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Return the ids (...), long, that uniform numbers pick.
+
+    Args:
+        logits: (..., V), float; -inf excludes a token.
+        uniform: (...), in (0, 1).
+    """
+    return sample_probs(torch.softmax(logits, dim=-1), uniform)
+
+
+def sample_probs(probs: Tensor, uniform: Tensor) -> Tensor:
+    """Return the first ids whose cumulative probability exceeds the uniform number.
+
+    Args:
+        probs: (..., V), not negative; need not sum to one.
+        uniform: (...), in (0, 1).
+
+    Returns:
+        ids (...), long; never a token of probability zero.
+    """
+    cdf = probs.cumsum(-1)
+    # Scaling by the last entry keeps rounding from pointing past the end, and `right=True`
+    # never picks a token of probability zero.
+    target = (uniform[..., None] * cdf[..., -1:]).to(cdf.dtype)
+    ids = torch.searchsorted(cdf, target, right=True)[..., 0]
+    return torch.minimum(ids, (cdf < cdf[..., -1:]).sum(-1))
