@@ -44,7 +44,7 @@ def plain_joint(generator, cond, guidance, filters):
     distributions = Distributions(
         generator.head, outputs, steps, guidance_table(guidance, generator), filters
     )
-    return distributions.given(ids).gather(-1, ids[..., None]).flatten(1).prod(1)
+    return distributions.probs(ids).gather(-1, ids[..., None]).flatten(1).prod(1)
 
 
 def variation(a, b):

@@ -35,7 +35,9 @@ class Jacobi(LookAhead):
     Args:
         window: tokens fed in a pass: the last final code and up to window - 1 drafts; 32, or as
             many as an image has, when None.
-        coupling: none, gumbel or maximal; see above.
+        coupling: what becomes of the drafts behind a rejected one: `none`, they are sampled afresh
+            from the distributions they have now; `gumbel`, the same with one noise vector a
+            position in all passes; `maximal`, each is tested, kept or replaced.
         guess: how positions that no pass has seen are filled. `uniform`: sampled uniformly and
             declared so; `one_hot`: sampled uniformly but declared a one-hot distribution (as
             published: exact too, but seldom kept); `left`: sampled from the distribution of the
