@@ -33,7 +33,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 class Noise(Protocol):
-    """What heads and decoders draw from; `use` tells the draws of one position apart."""
+    """Random numbers of heads and decoders; `use` tells those of one position apart."""
 
     def uniform(self, positions: Tensor, size: Sequence[int] = (), *, use: int = 0) -> Tensor:
         """Return floats in (0, 1), (B, n, *size), for positions (n,) or (B, n)."""
@@ -72,10 +72,11 @@ class SeededNoise:
         return _mix(keys[..., None] + steps)
 
     def uniform(self, positions: Tensor, size: Sequence[int] = (), *, use: int = 0) -> Tensor:
-        """Return floats in (0, 1), (B, n, *size), for positions (n,) or (B, n)."""
+        """Return float64 in (0, 1), (B, n, *size), for positions (n,) or (B, n)."""
         bits = self._bits(positions, size, use)
-        # 24 bits fill a float32 mantissa; the half step keeps 0 and 1 out.
-        unit = (_shift(bits, 40).to(torch.float32) + 0.5) * 2.0**-24
+        # 52 bits and a half step fill the 53 of a float64's significand, so nothing is rounded: the
+        # smallest number is 2^-53, the largest 1 - 2^-53.
+        unit = (_shift(bits, 12).double() + 0.5) * 2.0**-52
         return unit.reshape(*bits.shape[:2], *size)
 
     def normal(self, positions: Tensor, size: Sequence[int] = (), *, use: int = 0) -> Tensor:
@@ -87,5 +88,5 @@ class SeededNoise:
         return value.float().reshape(*bits.shape[:2], *size)
 
     def gumbel(self, positions: Tensor, size: Sequence[int] = (), *, use: int = 0) -> Tensor:
-        """Return standard Gumbel floats (B, n, *size)."""
-        return -torch.log(-torch.log(self.uniform(positions, size, use=use)))
+        """Return standard Gumbel floats (B, n, *size), computed in float64; all finite."""
+        return -torch.log(-torch.log(self.uniform(positions, size, use=use))).float()

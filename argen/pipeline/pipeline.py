@@ -205,7 +205,7 @@ class Pipeline:
                     images = self.tokenizer.decode(result.codes)
                 else:
                     images = cast(Any, self.tokenizer).decode_latents(result.latents)
-                images = images.float().clamp(-1, 1)
+                images = require_numbers(images.float()).clamp(-1, 1)
             yield Samples(
                 images=images.cpu(),
                 codes=result.codes.cpu(),
@@ -299,3 +299,19 @@ def load(
         conditioner = None if generator is None else generator.conditioner
         pipeline.text = reader_of(text_encoder, conditioner)
     return pipeline if device is None else pipeline.to(device)
+
+
+def require_numbers(images: Tensor) -> Tensor:
+    """Return images (B, 3, H, W), all of whose values are numbers.
+
+    Raises:
+        UserError: if any is NaN.
+    """
+    bad = images.isnan().flatten(1).any(1)
+    if bad.any():
+        raise UserError(
+            f"{int(bad.sum())} of {len(bad)} sampled images hold NaN values: "
+            "the weights are damaged or overflow in this precision. Sample with "
+            "precision=float32, and convert or train the model again if that does not help."
+        )
+    return images

@@ -26,9 +26,22 @@ def sample_probs(probs: Tensor, uniform: Tensor) -> Tensor:
     Returns:
         ids (...), long; never a token of probability zero.
     """
-    cdf = probs.cumsum(-1)
+    # In float32 the sums of a large vocabulary round whole tokens away.
+    return invert_cdf(probs.double().cumsum(-1), uniform[..., None])[..., 0]
+
+
+def invert_cdf(cdf: Tensor, uniform: Tensor) -> Tensor:
+    """Return the first ids whose cumulative probability exceeds the uniform numbers.
+
+    Args:
+        cdf: cumulative sums (..., V), float64; the last need not be one.
+        uniform: (..., m), in (0, 1).
+
+    Returns:
+        ids (..., m), long; never a token of probability zero.
+    """
     # Scaling by the last entry keeps rounding from pointing past the end, and `right=True`
     # never picks a token of probability zero.
-    target = (uniform[..., None] * cdf[..., -1:]).to(cdf.dtype)
-    ids = torch.searchsorted(cdf, target, right=True)[..., 0]
-    return torch.minimum(ids, (cdf < cdf[..., -1:]).sum(-1))
+    target = uniform.double() * cdf[..., -1:]
+    ids = torch.searchsorted(cdf, target, right=True)
+    return torch.minimum(ids, (cdf < cdf[..., -1:]).sum(-1, keepdim=True))
