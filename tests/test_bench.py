@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
 from bench.cases import Case, measure  # noqa: E402
-from bench.law import law_of  # noqa: E402
+from bench.exactness import exactness_of  # noqa: E402
 from bench.machine import bound  # noqa: E402
 from bench.plot import save_plot  # noqa: E402
 from bench.table import markdown  # noqa: E402
@@ -212,10 +212,10 @@ def test_a_plot_has_a_dot_for_every_row(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "taller.png").height > image.height > 0
 
 
-def test_the_law_of_a_strategy() -> None:
-    assert law_of(Jacobi()) == law_of(Sequential()) == "exact"
-    assert law_of(ZipAR()) == "not exact"
-    word, distance, _ = law_of(GroupedJacobi()).split()
+def test_how_exact_a_strategy_is() -> None:
+    assert exactness_of(Jacobi()) == exactness_of(Sequential()) == "exact"
+    assert exactness_of(ZipAR()) == "not exact"
+    word, distance, _ = exactness_of(GroupedJacobi()).split()
     assert word == "TV"
     assert 0 < float(distance) < 0.3
 

@@ -1,8 +1,8 @@
 """Random numbers keyed by (sample seed, position, use): the same whatever the batch or device.
 
-A counter-based generator hashes the key, so a draw depends on nothing but its key: an image is
-the same alone or in a batch of 64, on one process or on eight, and may be drawn out of order.
-Recorded draws replace it where a published run is replayed.
+A counter-based generator hashes the key, so a number depends on nothing but its key: an image is
+the same alone or in a batch of 64, on one process or on eight, and may be sampled out of order.
+Recorded numbers replace it where a published run is replayed.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Noise(Protocol):
 
 
 class SeededNoise:
-    """Draws keyed by the sample's own seed.
+    """Random numbers keyed by the sample's own seed.
 
     Args:
         seeds: one integer a sample, (B,).
-        device: where the draws are made.
+        device: where the numbers are made.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class SeededNoise:
         self.keys_B = _mix(_mix(base * _GOLDEN + 1))
 
     def _bits(self, positions: Tensor, size: Sequence[int], use: int) -> Tensor:
-        """Return 64 hashed bits a draw, (B, n, prod(size))."""
+        """Return 64 hashed bits a number, (B, n, prod(size))."""
         positions = positions.to(self.keys_B.device)
         if positions.ndim == 1:
             positions = positions[None]

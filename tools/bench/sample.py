@@ -26,7 +26,7 @@ from argen.recipes.run_metrics import heldout_bits
 from argen.runtime.device import pick_device
 from argen.runtime.presets import preset, preset_names
 from bench.cases import Case
-from bench.law import law_of
+from bench.exactness import exactness_of
 from bench.models import Published, generator, published, read_bytes
 from bench.released.llamagen_loop import ReleasedLoop
 
@@ -112,7 +112,7 @@ def _case(
         call = lambda: {"passes": loop(labels).shape[1]}  # noqa: E731
     else:
         decoder = decoder_of(name, network, how, tokenizer, **settings["options"].get(name, {}))
-        law = law_of(decoder)
+        exactness = exactness_of(decoder)
 
         def call() -> dict[str, Any]:
             passes = []
@@ -133,7 +133,7 @@ def _case(
             return {
                 "passes": mean,
                 "codes/pass": L / mean,
-                "law": law,
+                "distribution": exactness,
                 **({} if bits is None else {"bits/code": bits}),
             }
 

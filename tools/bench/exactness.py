@@ -17,7 +17,7 @@ from argen.testing.table import Table
 CODES, VOCABULARY = 2, 24
 
 
-def law_of(decoder: Decoder) -> str:
+def exactness_of(decoder: Decoder) -> str:
     """Return `exact`; else the total variation of a toy's images, or `not exact`.
 
     The toy is a random table of distributions of two codes, on which look-ahead strategies are
