@@ -80,7 +80,7 @@ def keep_entropy_top_k(logits: Tensor, min_k: int, max_k: int, *, shared: bool =
         min_k: smallest number of tokens kept.
         max_k: largest number of tokens kept; more than V means V.
         shared: one k for all rows, from their mean entropy, as the published windowed form has it.
-            The distribution of a position then depends on its neighbours in the window, so speculative
+            A position's distribution then depends on its neighbours in the window, so speculative
             strategies are no longer exact with it.
     """
     nats = entropy(logits)
