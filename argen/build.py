@@ -20,8 +20,10 @@ META = "_meta_"  # what is published of a preset (argen.zoo.meta), no argument o
 # Where lay, before 0.2, what YAML can name: modules, or single names of them. Taken until 0.3.
 MOVED = {
     "argen.decoding.jacobi": "argen.decoding.speculative.jacobi",
+    "argen.decoding.jacobi.Grouped": "argen.decoding.speculative.jacobi.GroupedJacobi",
     "argen.decoding.proactive": "argen.decoding.speculative.proactive",
     "argen.decoding.relaxed": "argen.decoding.speculative.relaxed",
+    "argen.decoding.speculative.jacobi.Grouped": "argen.decoding.speculative.jacobi.GroupedJacobi",
     "argen.foundation": "argen.objectives.alignment",
     "argen.generators.bert": "argen.generators.maskgit.bert",
     "argen.generators.diffusion_head": "argen.generators.heads.diffusion",
@@ -52,6 +54,7 @@ RENAMED: dict[str, dict[str, str]] = {
         "plateau": "hold",
         "stair": "gamma",
     },
+    "argen.decoding.confidence.Confidence": {"randomize": "choice_temperature"},
 }
 
 

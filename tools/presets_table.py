@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from argen.build import build
+from argen.build import META, build, locate
 from argen.errors import IncompatibleError, UserError
 from argen.interop.find import importers
 from argen.runtime.presets import for_codes, preset, preset_names, shown_name
-from argen.zoo.card import NONE, codes_of, overrides, score_text, size_text
+from argen.zoo.card import NONE, codes_of, overrides, score_text, size_text, typed
 from argen.zoo.meta import Meta, published
 from argen.zoo.pairs import tokenizer_of
 
@@ -148,6 +148,46 @@ def decoder_table() -> str:
     return table(["`decoder=`", "exact", *head], rows)
 
 
+def options_list() -> str:
+    """Return what each strategy is and the options it takes, from its docstring and preset."""
+    parts = []
+    for name in preset_names("decoder"):
+        config = {k: v for k, v in preset("decoder", name).items() if k not in ("_target_", META)}
+        target = locate(preset("decoder", name)["_target_"])
+        lines = inspect.getdoc(target).splitlines()
+        starts = [i for i, line in enumerate(lines) if line in ("Args:", "Attributes:")]
+        about = " ".join(
+            "\n".join(lines[: starts[0]] if starts else lines).split("\n\n")[0].split()
+        )
+        options = _arguments(lines[starts[0] + 1 :]) if starts else {}
+        rows = [
+            [f"`{key}`", f"`{yaml_text(config[key])}`" if key in config else "not set", text]
+            for key, text in options.items()
+        ]
+        body = table(["option", "preset", "meaning"], rows) if rows else "No options.\n"
+        parts.append(f"### {name}\n\n{about}\n\n{body}")
+    return "\n".join(parts)
+
+
+def yaml_text(value: Any) -> str:
+    """Return a value as it is typed on the command line."""
+    return "null" if value is None else typed(value)
+
+
+def _arguments(lines: Sequence[str]) -> dict[str, str]:
+    """Return {name: meaning} of the indented lines below `Args:`."""
+    found: dict[str, str] = {}
+    for line in lines:
+        start = re.match(r" {4}(\w+): (.*)", line)
+        if start:
+            found[start[1]] = start[2]
+        elif line.startswith(" " * 8) and found:
+            found[list(found)[-1]] += " " + line.strip()
+        elif line.strip():
+            break
+    return {name: text.replace("|", "\\|") for name, text in found.items()}
+
+
 def _drives(decoder: Any, generator: Any) -> bool:
     try:
         decoder.check(generator)
@@ -163,6 +203,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "generator": generator_table,
     "importer": importer_table,
     "decoder": decoder_table,
+    "options": options_list,
 }
 
 

@@ -1,1 +1,1 @@
-"""Decoding strategies: how the codes of an image are drawn."""
+"""Decoding strategies: how the codes of an image are sampled."""

@@ -1,24 +1,23 @@
-"""The decoding contract: a strategy that drives a generator until every code is drawn."""
+"""The decoding contract: a strategy that drives a generator until every code is sampled."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from argen.decoding.filters import Filters
-from argen.decoding.guidance import Guidance
+from argen.decoding.context import SamplingContext
 from argen.errors import IncompatibleError, UserError
 from argen.generators.base import Generator
 from argen.generators.conditioning import Cond
-from argen.layers.noise import Noise
 
 
 @dataclass
 class DecodeResult:
-    """Drawn codes and what they cost.
+    """Sampled codes and what they cost.
 
     Attributes:
         codes: (B, L), (B, L, G), (B, L, bits) or (B, L, C), as the generator's spec says.
@@ -32,16 +31,6 @@ class DecodeResult:
     passes: int
     accepted: Tensor | None = None
     latents: Tensor | None = None
-
-
-class Observer(Protocol):
-    """Is told of finished codes as they come; used by previews, progress and tests."""
-
-    def __call__(self, positions: Tensor, codes: Tensor, params: Tensor) -> None:
-        """Receive the positions, codes (B, n, ...) and guided parameters of a group.
-
-        Positions are (n,), or (B, n) where samples differ; -1 marks a place that is not finished.
-        """
 
 
 class Decoder(ABC):
@@ -58,8 +47,8 @@ class Decoder(ABC):
     def bind(self, tokenizer: Any) -> None:  # noqa: B027
         """Take what the strategy needs of the tokenizer, such as its codebook; before `check`."""
 
-    def most_rows(self, generator: Generator, batch_size: int) -> int | None:
-        """Return the most rows of a guided pass after the prefix, None where that is open."""
+    def max_rows(self, generator: Generator, batch_size: int) -> int | None:
+        """Return the largest number of rows of a guided pass behind the prefix; None if unknown."""
         return None
 
     def require_exact(self) -> None:
@@ -75,7 +64,7 @@ class Decoder(ABC):
         """Raise unless codes can be given beforehand."""
         if not self.takes_known:
             raise IncompatibleError(
-                f"{type(self).__name__} draws every code, so none can be given: use "
+                f"{type(self).__name__} samples every code, so none can be given: use "
                 "decoder=sequential, masked or confidence to complete an image."
             )
 
@@ -83,15 +72,24 @@ class Decoder(ABC):
     def check(self, generator: Generator) -> None:
         """Raise `IncompatibleError`, naming what would fit, if it cannot drive `generator`."""
 
+    def __call__(self, generator: Generator, cond: Cond, context: SamplingContext) -> DecodeResult:
+        """Sample the codes of B = len(cond) images, without gradients.
+
+        Args:
+            generator: what is sampled from.
+            cond: conditions, one row an image, without the null rows of guidance.
+            context: guidance, filters, noise, observer, known codes.
+
+        Raises:
+            IncompatibleError: if the strategy cannot drive `generator`, or take codes that are
+                given.
+        """
+        self.check(generator)
+        if context.known is not None:
+            self.require_known()
+        with torch.inference_mode():
+            return self.sample(generator, cond, context)
+
     @abstractmethod
-    def __call__(
-        self,
-        generator: Generator,
-        cond: Cond,
-        *,
-        guidance: Guidance,
-        filters: Filters,
-        noise: Noise,
-        observer: Observer | None = None,
-    ) -> DecodeResult:
-        """Draw the codes of B = len(cond) samples."""
+    def sample(self, generator: Generator, cond: Cond, context: SamplingContext) -> DecodeResult:
+        """Sample the codes; what `check` and `takes_known` refuse never gets here."""

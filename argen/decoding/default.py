@@ -1,4 +1,4 @@
-"""The strategy a generator is drawn with when nobody names one."""
+"""The strategy a generator is sampled with when nobody names one."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Guided logits are cut by entropy, divided by the temperature, cut to the top k, then to the nucleus,
 then to the tokens within a factor of the best; what is cut becomes -inf. Every filter looks at one
-position alone, so a law is the same whether positions are filtered one by one or in a window.
+position alone, so a distribution is the same whether positions are filtered one by one or in a
+window.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from argen.errors import UserError
 
-MIN_TEMPERATURE = 1e-5  # LlamaGen's floor: below it a draw is the argmax up to ties.
+MIN_TEMPERATURE = 1e-5  # LlamaGen's floor: below it a sample is the argmax up to ties.
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
@@ -61,37 +62,37 @@ def entropy(logits: Tensor) -> Tensor:
     return -(probs * (probs + 1e-10).log()).sum(-1)
 
 
-def entropy_to_k(nats: Tensor, least: int, most: int) -> Tensor:
+def entropy_to_k(nats: Tensor, min_k: int, max_k: int) -> Tensor:
     """Return how many tokens PURE (arXiv 2503.11073) keeps at an entropy: a logistic curve.
 
     Few where the model is sure (flat or structured areas), many in texture; the curve is centred
     on 5 nats, and entropies beyond 0 and 10 count as those.
     """
     rise = torch.sigmoid(nats.clamp(0.0, 10.0) - 5.0)
-    return (least + (most - least) * rise).round().clamp(least, most).long()
+    return (min_k + (max_k - min_k) * rise).round().clamp(min_k, max_k).long()
 
 
-def keep_entropy_top_k(logits: Tensor, least: int, most: int, *, shared: bool = False) -> Tensor:
+def keep_entropy_top_k(logits: Tensor, min_k: int, max_k: int, *, shared: bool = False) -> Tensor:
     """Keep the k largest of (..., V), with k from each row's own entropy.
 
     Args:
         logits: (..., V).
-        least: fewest tokens kept.
-        most: most tokens kept; more than V means V.
+        min_k: smallest number of tokens kept.
+        max_k: largest number of tokens kept; more than V means V.
         shared: one k for all rows, from their mean entropy, as the published windowed form has it.
-            The law of a position then depends on its neighbours in the window, so speculative
+            A position's distribution then depends on its neighbours in the window, so speculative
             strategies are no longer exact with it.
     """
     nats = entropy(logits)
     nats = nats.mean().expand_as(nats) if shared else nats
-    k = entropy_to_k(nats, least, most).clamp(1, logits.shape[-1])
+    k = entropy_to_k(nats, min_k, max_k).clamp(1, logits.shape[-1])
     ordered = logits.sort(dim=-1, descending=True).values
     threshold = ordered.gather(-1, k[..., None] - 1)
     return logits.masked_fill(logits < threshold, float("-inf"))
 
 
 def keep_argmax(logits: Tensor) -> Tensor:
-    """Keep only the first of the largest logits: a draw becomes greedy."""
+    """Keep only the first of the largest logits: sampling becomes greedy."""
     best = logits.argmax(dim=-1, keepdim=True)
     return torch.full_like(logits, float("-inf")).scatter(-1, best, 0.0)
 
@@ -105,7 +106,7 @@ class Filters:
         top_k: number of tokens kept, 0 for all.
         top_p: nucleus probability kept, 1 for all.
         min_p: share of the best token's probability below which a token is cut, 0 for none.
-        entropy_k: (fewest, most) tokens kept by PURE's entropy rule, None for no such cut.
+        entropy_k: (min, max) number of tokens kept by PURE's entropy rule, None for no such cut.
         top_p_from_below: build the nucleus as VAR does, see `keep_top_p`.
         sub_tokens: filters of each sub-token in place of all of the above, for factorised heads.
     """
@@ -131,8 +132,8 @@ class Filters:
             raise UserError(f"min_p={self.min_p} must lie in [0, 1); 0 keeps every token.")
         if self.entropy_k is not None and not 1 <= self.entropy_k[0] <= self.entropy_k[1]:
             raise UserError(
-                f"entropy_k={tuple(self.entropy_k)} must be (fewest, most) with 1 <= fewest <= "
-                "most; PURE uses (1, 2000)."
+                f"entropy_k={tuple(self.entropy_k)} must be (min, max) with 1 <= min <= max; "
+                "PURE uses (1, 2000)."
             )
 
     def check(self, vocab_size: int) -> None:

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+import torch
+from torch import Tensor
+
 from argen.errors import UserError
 from argen.generators.base import Generator
 from argen.generators.conditioning import Cond
-from argen.generators.heads.base import Projected, Projection
+from argen.generators.heads.guidance import GuidanceStep, Projection
 
 Schedule = Literal["constant", "linear", "cosine", "power_cosine", "sine", "log"]
 
@@ -101,6 +104,19 @@ class Guidance:
         """Return the guidance of each sub-token."""
         return [replace(self, scale=scale, sub_tokens=()) for scale in self.sub_tokens]
 
+    def step(self, step: int, steps: int) -> GuidanceStep | None:
+        """Return the guidance of step `step` of `steps`; None when it is off."""
+        weight = self.weight(step, steps)
+        return None if weight is None else GuidanceStep(weight, self.projection)
+
+    def at(self, ratio: float) -> GuidanceStep | None:
+        """Return the guidance when a share `ratio` in [0, 1] of the work is done; None when off.
+
+        For strategies whose steps do unequal work: MAR's share is the one of codes known after
+        the step, MaskGen's that of steps done after it.
+        """
+        return GuidanceStep(self.weight_at(ratio), self.projection) if self.active else None
+
     def weight(self, step: int, steps: int) -> float | tuple[float, ...] | None:
         """Return w of step `step` of `steps`, or one of each sub-token; None when it is off."""
         if not self.active:
@@ -113,24 +129,15 @@ class Guidance:
         if 0 <= self.interval < step - 1:
             return 1.0
         if not isinstance(self.scale, int | float):
-            return self._projected(self.scale[min(step, len(self.scale) - 1)])
+            return self.scale[min(step, len(self.scale) - 1)]
         done = step + 1 if self.ahead else step
-        return self.at(done / max(1, steps - 1 if self.inclusive else steps))
+        return self.weight_at(done / max(1, steps - 1 if self.inclusive else steps))
 
-    def at(self, ratio: float) -> float:
-        """Return w when a share `ratio` in [0, 1] of the work is done.
-
-        For strategies whose steps do unequal work: MAR's share is the one of codes known after
-        the step, MaskGen's that of steps done after it.
-        """
+    def weight_at(self, ratio: float) -> float:
+        """Return w when a share `ratio` in [0, 1] of the work is done."""
         if self.sub_tokens or not isinstance(self.scale, int | float):
             raise UserError("A list of guidance weights needs a strategy that counts steps.")
-        return self._projected(self.start + (self.scale - self.start) * self._rise(ratio))
-
-    def _projected(self, weight: float) -> float:
-        """Let a weight carry the projection to where predictions are combined."""
-        projection = self.projection
-        return weight if projection is None else Projected(weight, projection)
+        return self.start + (self.scale - self.start) * self._rise(ratio)
 
     def _rise(self, ratio: float) -> float:
         if self.schedule == "constant":
@@ -143,3 +150,8 @@ class Guidance:
             return math.log1p((math.e - 1) * ratio)
         power = self.power if self.schedule == "power_cosine" else 1.0
         return (1.0 - math.cos(math.pi * ratio**power)) / 2.0
+
+
+def repeat_for_cfg(rows: Tensor, guided: bool) -> Tensor:
+    """Stack rows (B, ...) on themselves when guided: the conditional half, then the null half."""
+    return torch.cat((rows, rows)) if guided else rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,11 +70,17 @@ class Known:
         spec.check(full)
         return cls(full, mask_BL)
 
+    def codes_at(self, groups: Sequence[Tensor]) -> Tensor:
+        """Return the codes (B, n, ...) at the n positions of groups, each (m,) or (B, m)."""
+        B, device = len(self.codes), self.codes.device
+        positions = torch.cat([group.expand(B, -1) for group in groups], dim=1)
+        return self.codes[torch.arange(B, device=device)[:, None], positions]
+
     def fill(self, codes: Tensor, positions: Tensor) -> Tensor:
-        """Put given codes in the place of drawn ones.
+        """Put given codes in the place of sampled ones.
 
         Args:
-            codes: drawn (B, n, ...).
+            codes: sampled (B, n, ...).
             positions: their positions, (n,) or (B, n).
         """
         row = torch.arange(codes.shape[0], device=codes.device)[:, None]

@@ -1,9 +1,9 @@
-"""A locality-aware order: each pass draws codes near known ones but far from each other.
+"""A locality-aware order: each pass samples codes near known ones but far from each other.
 
 Codes depend most on their neighbours, so a pass that keeps its codes apart and close to what is
-known loses little by drawing them together (the order of LPD, arXiv 2507.01957).
+known loses little by sampling them together (the order of LPD, arXiv 2507.01957).
 
-Names: B samples, L positions of an h x w grid.
+Shapes: B samples, L positions of an h x w grid.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch import Tensor
 
 
 def local_order(
-    grid: tuple[int, int], counts: list[int], known_BL: Tensor, chance_BL: Tensor
+    grid: tuple[int, int], counts: list[int], known_BL: Tensor, tie_BL: Tensor
 ) -> Tensor:
-    """Return positions in the order they are drawn, (B, sum of counts).
+    """Return positions in the order they are sampled, (B, sum of counts).
 
     Args:
         grid: (h, w).
-        counts: how many codes each pass draws.
+        counts: how many codes each pass samples.
         known_BL: which positions are given beforehand, boolean.
-        chance_BL: numbers in (0, 1) that decide between positions that are equally good.
+        tie_BL: numbers in (0, 1) that decide between positions that are equally good.
     """
     h, w = grid
     place = torch.arange(h * w, device=known_BL.device)
@@ -36,12 +36,12 @@ def local_order(
     for count in counts:
         apart = torch.full_like(near, far)  # to the nearest one of the same pass
         # Half the distance at which so many would lie if spread evenly.
-        least = 0.5 * math.sqrt(h * w / count)
+        spacing = 0.5 * math.sqrt(h * w / count)
         reached = near.clone()
         for _ in range(count):
-            crowded = apart < least
+            crowded = apart < spacing
             # First what is not crowded, then what is near; if all are crowded, the least so.
-            cost = torch.where(crowded, 2 * far - apart, near) + 0.5 * chance_BL
+            cost = torch.where(crowded, 2 * far - apart, near) + 0.5 * tie_BL
             chosen = cost.masked_fill(taken, float("inf")).argmin(-1)  # B
             order.append(chosen)
             taken[row, chosen] = True

@@ -1,4 +1,4 @@
-"""Random subsets: each pass draws more of the positions still unknown (MAR, arXiv 2406.11838)."""
+"""Random subsets: each pass samples more of the positions still unknown (MAR, arXiv 2406.11838)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from argen.decoding.base import Decoder, DecodeResult, Observer
-from argen.decoding.filters import Filters
-from argen.decoding.guidance import Guidance
+from argen.decoding.base import Decoder, DecodeResult
+from argen.decoding.context import SamplingContext
+from argen.decoding.group_order import ORDER
+from argen.decoding.guidance import repeat_for_cfg
 from argen.decoding.known import Known
 from argen.decoding.local_order import local_order
-from argen.decoding.sequential import ORDER
 from argen.errors import IncompatibleError, UserError
 from argen.generators.base import AnyOrderGenerator, Generator
 from argen.generators.conditioning import Cond
@@ -22,14 +22,14 @@ from argen.spec import CodeSpec
 
 
 def cosine_counts(length: int, steps: int) -> list[int]:
-    """Return how many of `length` codes each of `steps` passes draws: few first, many last.
+    """Return how many of `length` codes each of `steps` passes samples: few first, many last.
 
-    After pass s of S, floor(length cos(pi/2 s / S)) codes stay unknown, but every pass draws at
+    After pass s of S, floor(length cos(pi/2 s / S)) codes stay unknown, but every pass samples at
     least one.
     """
     if not 1 <= steps <= length:
         raise UserError(
-            f"decoder `masked` draws at least one code a pass: steps={steps} must lie in "
+            f"decoder `masked` samples at least one code a pass: steps={steps} must lie in "
             f"[1, {length}] for {length} unknown codes."
         )
     counts, left = [], length
@@ -42,7 +42,7 @@ def cosine_counts(length: int, steps: int) -> list[int]:
 
 
 class Masked(Decoder):
-    """Draw random subsets of growing size, each given all codes drawn before it.
+    """Sample random subsets of growing size, each given all codes sampled before it.
 
     Every sample has an order of its own. The guidance weight of a pass follows the share of codes
     that are known after it, so the linear schedule is 1 + (scale - 1) known / L; the last pass
@@ -71,7 +71,7 @@ class Masked(Decoder):
         """Raise if the generator has a fixed order."""
         if not (generator.plan.any_order and isinstance(generator, AnyOrderGenerator)):
             raise IncompatibleError(
-                f"decoder `masked` draws random subsets; {type(generator).__name__} has a fixed "
+                f"decoder `masked` samples random subsets; {type(generator).__name__} has a fixed "
                 "order: use decoder=sequential."
             )
         if self.order == "local" and len(generator.spec.segments) > 1:
@@ -80,39 +80,24 @@ class Masked(Decoder):
                 "order=halton."
             )
 
-    @torch.inference_mode()
-    def __call__(
-        self,
-        generator: Generator,
-        cond: Cond,
-        *,
-        guidance: Guidance,
-        filters: Filters,
-        noise: Noise,
-        observer: Observer | None = None,
-        known: tuple[Tensor, Tensor] | None = None,
-    ) -> DecodeResult:
-        """Draw the codes of B = len(cond) samples in `steps` passes.
+    def sample(self, generator: Generator, cond: Cond, context: SamplingContext) -> DecodeResult:
+        """Sample the codes of B = len(cond) images in `steps` passes.
 
-        Args:
-            generator: an any-order generator.
-            cond: the conditions.
-            guidance: weight and schedule.
-            filters: for continuous codes only the temperature counts.
-            noise: draws of the order and of the head.
-            observer: is told the positions as (B, n), since they differ between samples.
-            known: positions (n,) or (B, n) and codes (n, ...) or (B, n, ...) that are given
-                beforehand, for completion and inpainting; every draw sees them.
+        Every code sees the given ones. The observer is told the positions as (B, n), since they
+        differ between samples.
         """
-        self.check(generator)
         assert isinstance(generator, AnyOrderGenerator)
+        guidance, known, head = context.guidance, context.known, generator.head
         if guidance.interval >= 0:
             raise UserError("decoder `masked` guides every pass; leave guidance.interval at -1.")
         L, B = generator.spec.length, len(cond)
         rows, device = guidance.rows(generator, cond), next(generator.parameters()).device
-        copies = len(rows) // B
         state = generator.start(rows)
-        rank_BL = self._rank(generator.spec, noise).to(device).expand(B, L).clone()
+
+        def both(x: Tensor) -> Tensor:
+            return repeat_for_cfg(x, guidance.active)
+
+        rank_BL = self._rank(generator.spec, context.noise).to(device).expand(B, L).clone()
         positions_parts, code_parts, given = [], [], 0
         if known is not None:
             full = Known.at(*known, spec=generator.spec, batch=B, device=device)
@@ -120,7 +105,7 @@ class Masked(Decoder):
             codes = full.codes[torch.arange(B, device=device)[:, None], positions]
             given = positions.shape[1]
             rank_BL.scatter_(1, positions, -1.0)  # they sort to the front
-            generator.commit(state, repeat(codes, copies), positions=repeat(positions, copies))
+            generator.commit(state, both(codes), positions=both(positions))
             positions_parts.append(positions)
             code_parts.append(codes)
         order_BL = rank_BL.argsort(dim=-1)
@@ -132,16 +117,20 @@ class Masked(Decoder):
         for n in counts:
             positions = order_BL[:, done : done + n].sort(dim=-1).values  # B n
             done += n
-            weight = guidance.at(min(done, L - 1) / L) if guidance.active else None
-            params = generator.predict(state, positions=repeat(positions, copies))
-            codes = generator.head.sample(
-                params, weight=weight, filters=filters, noise=noise, positions=positions
+            weight = guidance.at(min(done, L - 1) / L)
+            outputs = generator.predict(state, positions=both(positions))
+            codes = head.sample(
+                outputs,
+                guidance=weight,
+                filters=context.filters,
+                noise=context.noise,
+                positions=positions,
             )
-            generator.commit(state, repeat(codes, copies), positions=repeat(positions, copies))
+            generator.commit(state, both(codes), positions=both(positions))
             positions_parts.append(positions)
             code_parts.append(codes)
-            if observer is not None:
-                observer(positions, codes, generator.head.guided(params, weight))
+            if context.observer is not None:
+                context.observer(positions, codes, head.guided(outputs, weight))
         where_BL, codes = torch.cat(positions_parts, dim=1), torch.cat(code_parts, dim=1)
         index = where_BL.argsort(dim=-1).view(B, L, *(1,) * (codes.ndim - 2))
         return DecodeResult(codes=codes.gather(1, index.expand_as(codes)), passes=len(counts))
@@ -153,8 +142,3 @@ class Masked(Decoder):
         start_B1 = noise.uniform(torch.zeros(1, dtype=torch.long), use=ORDER)
         place_L = torch.tensor(halton_order(spec)).argsort().to(start_B1) / spec.length
         return (place_L + start_B1) % 1.0
-
-
-def repeat(x: Tensor, copies: int) -> Tensor:
-    """Stack a batch on itself: the rows of the conditional half, then of the null half."""
-    return x if copies == 1 else torch.cat([x] * copies)

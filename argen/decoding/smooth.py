@@ -1,7 +1,7 @@
-"""VAR's `more_smooth`: mix code vectors instead of drawing one (arXiv 2404.02905, demo code).
+"""VAR's `more_smooth`: mix code vectors instead of sampling one (arXiv 2404.02905, demo code).
 
 Each position adds the mean of the codebook rows under a perturbed, sharpened softmax to the
-image. Smoother to look at, but no longer a draw from the model: for display, not for scores.
+image. Smoother to look at, but no longer a sample of the model: for display, not for scores.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ from dataclasses import dataclass
 
 import torch
 
-from argen.decoding.base import Decoder, DecodeResult, Observer
-from argen.decoding.filters import Filters
-from argen.decoding.guidance import Guidance
-from argen.decoding.sequential import in_position_order
+from argen.decoding.base import Decoder, DecodeResult
+from argen.decoding.context import SamplingContext
+from argen.decoding.group_order import in_position_order
+from argen.decoding.guidance import repeat_for_cfg
 from argen.errors import IncompatibleError, UserError
 from argen.generators.base import Generator
 from argen.generators.conditioning import Cond
-from argen.generators.heads.base import guide
+from argen.generators.heads.guidance import guide
 from argen.generators.var import VAR
-from argen.layers.noise import Noise
 
 
 @dataclass(frozen=True)
@@ -54,36 +53,25 @@ class SmoothScales(Decoder):
                 f"{type(generator).__name__} reads single codes: use decoder=sequential, or a VAR."
             )
 
-    @torch.inference_mode()
-    def __call__(
-        self,
-        generator: Generator,
-        cond: Cond,
-        *,
-        guidance: Guidance,
-        filters: Filters,
-        noise: Noise,
-        observer: Observer | None = None,
-    ) -> DecodeResult:
-        """Draw the latent maps of B = len(cond) samples, one pass a scale."""
-        self.check(generator)
+    def sample(self, generator: Generator, cond: Cond, context: SamplingContext) -> DecodeResult:
+        """Sample the latent maps of B = len(cond) images, one pass a scale."""
         assert isinstance(generator, VAR)
-        state = generator.start(guidance.rows(generator, cond))
+        state = generator.start(context.guidance.rows(generator, cond))
         rows_VC = generator.codebook()
-        groups, drawn = generator.plan.groups, []
+        groups, sampled = generator.plan.groups, []
         for k, group in enumerate(groups):
-            weight = guidance.weight(k, len(groups))
-            guided = guide(generator.predict(state), weight)  # B n V
-            logits = filters(guided)
+            guidance = context.guidance.step(k, len(groups))
+            guided = guide(generator.predict(state), guidance)  # B n V
+            logits = context.filters(guided)
             positions = torch.tensor(group, device=logits.device)
             ratio = k / (len(groups) - 1)
-            gumbel = noise.gumbel(positions, (rows_VC.shape[0],)).to(logits.device)
+            gumbel = context.noise.gumbel(positions, (rows_VC.shape[0],)).to(logits.device)
             perturbed = logits * (1 + ratio) + gumbel
             sharpness = max(self.temperature * (1 - self.cooling * ratio), self.floor)
             mixed = torch.softmax(perturbed / sharpness, dim=-1) @ rows_VC  # B n C
-            generator.commit(state, mixed if weight is None else torch.cat((mixed, mixed)))
-            drawn.append(perturbed.argmax(-1))
-            if observer is not None:
-                observer(positions, drawn[-1], guided)
+            generator.commit(state, repeat_for_cfg(mixed, context.guidance.active))
+            sampled.append(perturbed.argmax(-1))
+            if context.observer is not None:
+                context.observer(positions, sampled[-1], guided)
         latents = state.map_RChw[: len(cond)].permute(0, 2, 3, 1)
-        return DecodeResult(in_position_order(drawn, groups), len(groups), latents=latents)
+        return DecodeResult(in_position_order(sampled, groups), len(groups), latents=latents)

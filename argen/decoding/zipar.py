@@ -1,37 +1,34 @@
-"""ZipAR (arXiv 2412.04062): rows of the grid drawn side by side, each a few codes behind the last.
+"""ZipAR (arXiv 2412.04062): rows of the grid side by side, each a few codes behind the last.
 
     pass 5, window 2      1 2 3 4 5 .       a row may start once the row above has `window` codes;
-                          3 4 5 . . .       the number is the pass that draws the code
+                          3 4 5 . . .       the number is the pass that samples the code
                           5 . . . . .
 
 A code far to the left of the row above matters little, so that a row need not wait for the end of
 the row above. Training-free, and not exact: the end of the row above is not seen.
 
-Names: B samples, h w grid, n codes of one pass.
+Shapes: B samples, h w grid, n codes of one pass.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from argen.decoding.base import Decoder, DecodeResult, Observer
-from argen.decoding.filters import Filters
-from argen.decoding.guidance import Guidance
-from argen.decoding.speculative.distributions import twice
+from argen.decoding.base import Decoder, DecodeResult
+from argen.decoding.context import SamplingContext
+from argen.decoding.guidance import repeat_for_cfg
 from argen.errors import IncompatibleError, UserError
 from argen.generators.base import Generator
 from argen.generators.conditioning import Cond
+from argen.generators.heads.guidance import GuidanceStep
 from argen.generators.next_token import NextToken, NextTokenState, mask_rows
 from argen.layers.cache import Window
 from argen.layers.masks import dense_mask
-from argen.layers.noise import Noise
 
 
 class ZipAR(Decoder):
-    """Draw the next code of every open row in one pass: about w + (h - 1) window passes.
+    """Sample the next code of every open row in one pass: about w + (h - 1) window passes.
 
     Args:
         window: codes a row must have before the one below starts; the width of the grid makes it
@@ -46,15 +43,15 @@ class ZipAR(Decoder):
         self.window = window
 
     def check(self, generator: Generator) -> None:
-        """Raise unless the generator draws one grid row by row."""
+        """Raise unless the generator samples one grid row by row."""
         raster = generator.plan.groups == tuple((i,) for i in range(generator.spec.length))
         one_grid = len(generator.spec.segments) == 1 and generator.spec.grid[0] > 1
         if not (isinstance(generator, NextToken) and raster and one_grid):
             fits = "masked" if generator.plan.any_order else "sequential"
             raise IncompatibleError(
-                f"decoder `zipar` draws the rows of a grid side by side; "
-                f"{type(generator).__name__} on {generator.spec.describe()} does not draw one grid "
-                f"row by row: use decoder={fits}."
+                f"decoder `zipar` samples the rows of a grid side by side; "
+                f"{type(generator).__name__} on {generator.spec.describe()} does not sample one "
+                f"grid row by row: use decoder={fits}."
             )
         if self.window > generator.spec.grid[1]:
             raise UserError(
@@ -62,49 +59,41 @@ class ZipAR(Decoder):
                 f"at most {generator.spec.grid[1]}."
             )
 
-    @torch.inference_mode()
-    def __call__(
-        self,
-        generator: Generator,
-        cond: Cond,
-        *,
-        guidance: Guidance,
-        filters: Filters,
-        noise: Noise,
-        observer: Observer | None = None,
-    ) -> DecodeResult:
-        """Draw the codes of B = len(cond) samples."""
-        self.check(generator)
+    def sample(self, generator: Generator, cond: Cond, context: SamplingContext) -> DecodeResult:
+        """Sample the codes of B = len(cond) images."""
         assert isinstance(generator, NextToken)
+        guidance, head = context.guidance, generator.head
         if guidance.sub_tokens:
             raise UserError("decoder `zipar` takes one guidance weight, not one a sub-token.")
-        varies = guidance.schedule != "constant" or guidance.interval >= 0
-        if guidance.projection is not None and varies:
-            raise UserError("decoder `zipar` projects guidance only where its weight is constant.")
         rows, L = guidance.rows(generator, cond), generator.spec.length
         state = generator.start(rows)
         codes = state.codes[: len(cond)].clone()
         seen = torch.zeros(L, dtype=torch.bool, device=codes.device)
         passes = schedule(generator.spec.grid, self.window)
-        for number, (drawn, sources, steps) in enumerate(passes):
+        for number, (sampled, sources, steps) in enumerate(passes):
             if number == 0:
-                params = generator.predict(state)
+                outputs = generator.predict(state)
             else:
                 at = torch.tensor(steps, device=codes.device)
                 seen[at] = True
-                fed = twice(codes[:, sources], guidance.active)
-                params = predict_after(generator, state, fed, at, seen)[:, : len(drawn)]
-            positions = torch.tensor(drawn, device=codes.device)
-            weights = [guidance.weight(p, L) for p in drawn]
-            weight: Any = weights[0]
+                fed = repeat_for_cfg(codes[:, sources], guidance.active)
+                outputs = predict_after(generator, state, fed, at, seen)[:, : len(sampled)]
+            positions = torch.tensor(sampled, device=codes.device)
+            step = guidance.step(sampled[0], L)
+            weights = [guidance.weight(position, L) for position in sampled]
             if len(set(weights)) > 1:
-                weight = torch.tensor(weights, dtype=torch.float32, device=codes.device)
-            new = generator.head.sample(
-                params, weight=weight, filters=filters, noise=noise, positions=positions
+                weight_n = torch.tensor(weights, dtype=torch.float32, device=codes.device)
+                step = GuidanceStep(weight_n, guidance.projection)
+            new = head.sample(
+                outputs,
+                guidance=step,
+                filters=context.filters,
+                noise=context.noise,
+                positions=positions,
             )
             codes[:, positions] = new
-            if observer is not None:
-                observer(positions, new, generator.head.guided(params, weight))
+            if context.observer is not None:
+                context.observer(positions, new, head.guided(outputs, step))
         return DecodeResult(codes, passes=len(passes))
 
 
@@ -116,20 +105,20 @@ def schedule(grid: tuple[int, int], window: int) -> list[tuple[list[int], list[i
         window: codes a row must have before the one below starts.
 
     Returns:
-        for each pass the positions it draws; and, for these and then for row ends that only enter
+        for each pass the positions it samples; and, for these and then for row ends that only enter
         the cache, the positions whose codes are fed and the steps they are fed as.
     """
     h, w = grid
     done, ended, passes = [0] * h, [False] * h, []
     while min(done) < w:
-        drawn, sources, steps = [], [], []
+        sampled, sources, steps = [], [], []
         for row in range(h):
             if row and done[row - 1] < min(window, w):
                 break
             if done[row] == w:
                 continue
             position = row * w + done[row]
-            drawn.append(position)
+            sampled.append(position)
             steps.append(position - 1)
             # Until the row above ends, its newest code stands in for its last one.
             newest = (row - 1) * w + done[row - 1] - 1
@@ -141,16 +130,16 @@ def schedule(grid: tuple[int, int], window: int) -> list[tuple[list[int], list[i
                 ended[row] = True
                 sources.append((row + 1) * w - 1)
                 steps.append((row + 1) * w - 1)
-        for position in drawn:
+        for position in sampled:
             done[position // w] += 1
-        passes.append((drawn, sources, steps))
+        passes.append((sampled, sources, steps))
     return passes
 
 
 def predict_after(
     generator: NextToken, state: NextTokenState, codes: Tensor, steps: Tensor, seen: Tensor
 ) -> Tensor:
-    """Return the parameters (R, n, ...) of the steps that follow scattered ones.
+    """Return the outputs (R, n, ...) for the steps that follow scattered ones.
 
     Every step sees the ones before it that have been fed; what is fed stays in the cache at its
     own place, and feeding a step again replaces it.

@@ -28,7 +28,7 @@ class Cond:
         tokens_BTD: a prefix of T tokens.
         mask_BT: true for the valid tokens of the prefix; None when all are.
         inputs: the labels or text features it was made from, for a second network with a
-            conditioner of its own (a draft model); lost where rows are stacked.
+            conditioner of its own (a draft model); None where some were dropped or rows stacked.
     """
 
     vector_BD: Tensor | None = None
@@ -83,13 +83,13 @@ class Conditioner(nn.Module, ABC):
     has_null: bool
     length: int
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_forward_hook(_remember_inputs, with_kwargs=True)
-
     @abstractmethod
     def forward(self, inputs: Any, *, drop_B: Tensor | None = None) -> Cond:
-        """Encode inputs; where `drop_B` is true the null condition takes their place."""
+        """Encode inputs; where `drop_B` is true the null condition takes their place.
+
+        Where nothing is dropped, the result also carries the inputs themselves, for strategies
+        with a second network.
+        """
 
     @abstractmethod
     def null(self, cond: Cond) -> Cond:
@@ -118,12 +118,6 @@ def condition_vector(cond: Cond) -> Tensor:
         return cond.tokens_BTD.mean(1)
     valid_BT1 = cond.mask_BT.to(cond.tokens_BTD.dtype)[..., None]
     return (cond.tokens_BTD * valid_BT1).sum(1) / valid_BT1.sum(1).clamp(min=1)
-
-
-def _remember_inputs(module: nn.Module, args: tuple, kwargs: dict[str, Any], cond: Cond) -> None:
-    """Keep what a condition was made from, unless some of it was dropped."""
-    if args and kwargs.get("drop_B") is None and cond.inputs is None:
-        cond.inputs = args[0]
 
 
 class ClassConditioner(Conditioner):
@@ -158,12 +152,17 @@ class ClassConditioner(Conditioner):
                     f"Labels lie in [{low}, {high}], but this model knows {self.num_classes} "
                     f"classes, 0 to {self.num_classes - 1}."
                 )
+        labels = inputs
         if drop_B is not None:
             if drop_B.any():
                 self.require_null()
-            inputs = torch.where(drop_B.bool(), self.num_classes, inputs)
-        vector_BD = self.table(inputs)
-        return Cond(vector_BD=vector_BD, tokens_BTD=vector_BD[:, None])
+            labels = torch.where(drop_B.bool(), self.num_classes, inputs)
+        vector_BD = self.table(labels)
+        return Cond(
+            vector_BD=vector_BD,
+            tokens_BTD=vector_BD[:, None],
+            inputs=inputs if drop_B is None else None,
+        )
 
     def null(self, cond: Cond) -> Cond:
         """Return the null class for every row."""
@@ -238,7 +237,11 @@ class TextConditioner(Conditioner):
             null = self.null_caption[: self.length].to(features.dtype)
             features = torch.where(drop_B.bool()[:, None, None], null, features)
         tokens_BTD = self.fc2(F.gelu(self.fc1(features), approximate="tanh"))
-        return Cond(tokens_BTD=tokens_BTD, mask_BT=inputs.mask_BT)
+        return Cond(
+            tokens_BTD=tokens_BTD,
+            mask_BT=inputs.mask_BT,
+            inputs=inputs if drop_B is None else None,
+        )
 
     def of_batch(self, batch: Mapping[str, Tensor]) -> TextFeatures:
         """Return the stored text features and their mask.

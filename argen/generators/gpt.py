@@ -94,7 +94,7 @@ class GPT(NextToken):
             self._require_single_ids()
         if adaln not in ("none", "block", "shared"):
             raise UserError(f"Unknown adaln {adaln!r}; use none, block or shared.")
-        self.plan = Plan.raster(self.spec)
+        self.plan = Plan.raster(self.spec, trees=True)
         self.conditioner, self.prefix_length = conditioner, conditioner.length
         self.embed: nn.Module | None = None
         if head is None:
@@ -165,7 +165,7 @@ class GPT(NextToken):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         if zero_init_head:
-            for output in self.head.outputs():
+            for output in self.head.output_layers():
                 nn.init.zeros_(output.weight)
         scale_6 = torch.tensor([adaln_init, adaln_init, gate_init] * 2)[:, None]
         with torch.no_grad():

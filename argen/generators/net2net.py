@@ -91,7 +91,7 @@ class Net2Net(NextToken):
         self.keep_rate, self.unmasked = keep_rate, unmasked
         steps = _order(order, self.spec)
         self.order = None if steps == sorted(steps) else torch.tensor(steps)
-        self.plan = Plan.in_order(steps)
+        self.plan = Plan.in_order(steps, trees=True)
         self.conditioner, self.prefix_length = conditioner, conditioner.length
         length = conditioner.length + self.spec.length - 1
         if positions is not None and positions < length:

@@ -1,4 +1,4 @@
-"""The plan of a generator: which codes are drawn together, and in what order."""
+"""The plan of a generator: which codes are sampled together, and in what order."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ class Plan:
     """The factorisation p(group 1) p(group 2 | group 1) ... of an image's codes.
 
     Attributes:
-        groups: positions (into the L codes) of each group, in the order they are drawn.
+        groups: positions (into the L codes) of each group, in the order they are sampled.
         lookahead: whether one pass can score a draft of several future groups, which is what
             speculative and Jacobi decoding need.
-        any_order: whether the groups above are only a default and every sample may be drawn in
+        any_order: whether the groups above are only a default and every sample may be sampled in
             an order of its own, which is what masked decoding needs.
         permutable: whether `start` and `score` take another order of single codes.
+        trees: whether one pass can score a tree of drafts: `predict` takes the `parents` of the
+            nodes and `commit` the `path` that is kept.
     """
 
     groups: tuple[tuple[int, ...], ...]
     lookahead: bool = False
     any_order: bool = False
     permutable: bool = False
+    trees: bool = False
 
     def __post_init__(self) -> None:
         flat = sorted(p for group in self.groups for p in group)
@@ -66,15 +69,22 @@ class Plan:
             )
 
     @classmethod
-    def raster(cls, spec: CodeSpec, *, lookahead: bool = True, permutable: bool = False) -> Plan:
+    def raster(
+        cls,
+        spec: CodeSpec,
+        *,
+        lookahead: bool = True,
+        permutable: bool = False,
+        trees: bool = False,
+    ) -> Plan:
         """One code at a time, in the order the tokenizer emits them."""
         groups = tuple((i,) for i in range(spec.length))
-        return cls(groups, lookahead=lookahead, permutable=permutable)
+        return cls(groups, lookahead=lookahead, permutable=permutable, trees=trees)
 
     @classmethod
-    def in_order(cls, order: Iterable[int], *, lookahead: bool = True) -> Plan:
+    def in_order(cls, order: Iterable[int], *, lookahead: bool = True, trees: bool = False) -> Plan:
         """One code at a time, in a fixed order of positions."""
-        return cls(tuple((int(i),) for i in order), lookahead=lookahead)
+        return cls(tuple((int(i),) for i in order), lookahead=lookahead, trees=trees)
 
     @classmethod
     def by_segment(cls, spec: CodeSpec, *, lookahead: bool = False) -> Plan:

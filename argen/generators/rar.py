@@ -88,7 +88,7 @@ class RAR(NextToken):
                 f"anneal_start={anneal_start} and anneal_end={anneal_end} are shares of the "
                 "training: 0 <= anneal_start <= anneal_end <= 1."
             )
-        self.plan = Plan.raster(self.spec, permutable=True)
+        self.plan = Plan.raster(self.spec, permutable=True, trees=True)
         # A class token stands before the condition.
         self.conditioner, self.prefix_length = conditioner, 1 + conditioner.length
         rows = self.prefix_length + self.spec.length

@@ -49,7 +49,11 @@ class TokenConditioner(Conditioner):
                 self.require_null()
             ids_BT = torch.where(drop_B.bool()[:, None], self.vocab_size, ids_BT)
         tokens_BTD = self.table(ids_BT)
-        return Cond(vector_BD=tokens_BTD.mean(1), tokens_BTD=tokens_BTD)
+        return Cond(
+            vector_BD=tokens_BTD.mean(1),
+            tokens_BTD=tokens_BTD,
+            inputs=inputs if drop_B is None else None,
+        )
 
     def null(self, cond: Cond) -> Cond:
         """Return the null id at every place."""
@@ -75,7 +79,11 @@ class Unconditional(Conditioner):
     def forward(self, inputs: Any, *, drop_B: Tensor | None = None) -> Cond:
         """Return the start token for each of the B = len(inputs) samples."""
         vector_BD = self.token.expand(len(inputs), -1)
-        return Cond(vector_BD=vector_BD, tokens_BTD=vector_BD[:, None])
+        return Cond(
+            vector_BD=vector_BD,
+            tokens_BTD=vector_BD[:, None],
+            inputs=inputs if drop_B is None else None,
+        )
 
     def null(self, cond: Cond) -> Cond:
         """Refuse: there is nothing to guide away from."""

@@ -1,8 +1,8 @@
 """Random numbers keyed by (sample seed, position, use): the same whatever the batch or device.
 
-A counter-based generator hashes the key, so a draw depends on nothing but its key: an image is
-the same alone or in a batch of 64, on one process or on eight, and may be drawn out of order.
-Recorded draws replace it where a published run is replayed.
+A counter-based generator hashes the key, so a number depends on nothing but its key: an image is
+the same alone or in a batch of 64, on one process or on eight, and may be sampled out of order.
+Recorded numbers replace it where a published run is replayed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 class Noise(Protocol):
-    """What heads and decoders draw from; `use` tells the draws of one position apart."""
+    """Random numbers of heads and decoders; `use` tells those of one position apart."""
 
     def uniform(self, positions: Tensor, size: Sequence[int] = (), *, use: int = 0) -> Tensor:
         """Return floats in (0, 1), (B, n, *size), for positions (n,) or (B, n)."""
@@ -46,11 +46,11 @@ class Noise(Protocol):
 
 
 class SeededNoise:
-    """Draws keyed by the sample's own seed.
+    """Random numbers keyed by the sample's own seed.
 
     Args:
         seeds: one integer a sample, (B,).
-        device: where the draws are made.
+        device: where the numbers are made.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class SeededNoise:
         self.keys_B = _mix(_mix(base * _GOLDEN + 1))
 
     def _bits(self, positions: Tensor, size: Sequence[int], use: int) -> Tensor:
-        """Return 64 hashed bits a draw, (B, n, prod(size))."""
+        """Return 64 hashed bits a number, (B, n, prod(size))."""
         positions = positions.to(self.keys_B.device)
         if positions.ndim == 1:
             positions = positions[None]
@@ -72,10 +72,11 @@ class SeededNoise:
         return _mix(keys[..., None] + steps)
 
     def uniform(self, positions: Tensor, size: Sequence[int] = (), *, use: int = 0) -> Tensor:
-        """Return floats in (0, 1), (B, n, *size), for positions (n,) or (B, n)."""
+        """Return float64 in (0, 1), (B, n, *size), for positions (n,) or (B, n)."""
         bits = self._bits(positions, size, use)
-        # 24 bits fill a float32 mantissa; the half step keeps 0 and 1 out.
-        unit = (_shift(bits, 40).to(torch.float32) + 0.5) * 2.0**-24
+        # 52 bits and a half step fill the 53 of a float64's significand, so nothing is rounded: the
+        # smallest number is 2^-53, the largest 1 - 2^-53.
+        unit = (_shift(bits, 12).double() + 0.5) * 2.0**-52
         return unit.reshape(*bits.shape[:2], *size)
 
     def normal(self, positions: Tensor, size: Sequence[int] = (), *, use: int = 0) -> Tensor:
@@ -87,5 +88,5 @@ class SeededNoise:
         return value.float().reshape(*bits.shape[:2], *size)
 
     def gumbel(self, positions: Tensor, size: Sequence[int] = (), *, use: int = 0) -> Tensor:
-        """Return standard Gumbel floats (B, n, *size)."""
-        return -torch.log(-torch.log(self.uniform(positions, size, use=use)))
+        """Return standard Gumbel floats (B, n, *size), computed in float64; all finite."""
+        return -torch.log(-torch.log(self.uniform(positions, size, use=use))).float()

@@ -10,7 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from argen.decoding.base import Decoder, Observer
+from argen.decoding.base import Decoder
+from argen.decoding.context import Observer, SamplingContext
 from argen.decoding.default import default_decoder
 from argen.errors import UserError
 from argen.generators.base import Generator
@@ -96,7 +97,7 @@ class Pipeline:
         if self.generator is not None:
             rows = None
             if batch_size is not None:
-                rows = self.strategy(decoder).most_rows(self.generator, batch_size)
+                rows = self.strategy(decoder).max_rows(self.generator, batch_size)
             to_precision(self.generator, name, rows=rows)
         return self
 
@@ -192,17 +193,19 @@ class Pipeline:
                 result = decoder(
                     generator,
                     generator.conditioner(conditions.inputs[part]),
-                    guidance=guidance,
-                    filters=filters,
-                    noise=SeededNoise(own, device=self.device),
-                    observer=observer,
-                    **({} if known is None else {"known": known}),
+                    SamplingContext(
+                        guidance=guidance,
+                        filters=filters,
+                        noise=SeededNoise(own, device=self.device),
+                        observer=observer,
+                        known=known,
+                    ),
                 )
                 if result.latents is None:
                     images = self.tokenizer.decode(result.codes)
                 else:
                     images = cast(Any, self.tokenizer).decode_latents(result.latents)
-                images = images.float().clamp(-1, 1)
+                images = require_numbers(images.float()).clamp(-1, 1)
             yield Samples(
                 images=images.cpu(),
                 codes=result.codes.cpu(),
@@ -296,3 +299,19 @@ def load(
         conditioner = None if generator is None else generator.conditioner
         pipeline.text = reader_of(text_encoder, conditioner)
     return pipeline if device is None else pipeline.to(device)
+
+
+def require_numbers(images: Tensor) -> Tensor:
+    """Return images (B, 3, H, W), all of whose values are numbers.
+
+    Raises:
+        UserError: if any is NaN.
+    """
+    bad = images.isnan().flatten(1).any(1)
+    if bad.any():
+        raise UserError(
+            f"{int(bad.sum())} of {len(bad)} sampled images hold NaN values: "
+            "the weights are damaged or overflow in this precision. Sample with "
+            "precision=float32, and convert or train the model again if that does not help."
+        )
+    return images

@@ -38,7 +38,7 @@ class Preview:
         self.given = known
         self.passes: list[tuple[Tensor, Tensor]] = []
 
-    def __call__(self, positions: Tensor, codes: Tensor, params: Tensor) -> None:
+    def __call__(self, positions: Tensor, codes: Tensor, outputs: Tensor) -> None:
         """Note a pass: positions (n,) or (B, n), -1 for none, and codes (B, n) or (B, n, C)."""
         self.passes.append((positions.clone(), codes.clone()))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from argen.data.codes import CodeDataset
 from argen.data.images import ImageSource
+from argen.decoding.context import SamplingContext
 from argen.decoding.speculative.relaxed import Relaxed
 from argen.errors import UserError
 from argen.evaluation.metrics import code_usage, psnr_db, unigram_entropy_bits
@@ -188,7 +189,7 @@ def drafter_numbers(
     for tree in TREES:
         with full_precision(device):
             drawn = Relaxed(drafter, k=0, tree=tree)(
-                target, cond, guidance=guidance, filters=filters, noise=noise
+                target, cond, SamplingContext(guidance=guidance, filters=filters, noise=noise)
             )
         assert drawn.accepted is not None
         passes = (drawn.accepted > 0).sum(0).double()

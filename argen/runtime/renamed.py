@@ -12,6 +12,7 @@ from typing import Any
 
 # Old key: new key. A stage's own settings (stages.NAME.KEY) follow.
 KEYS = {
+    "decoder.randomize": "decoder.choice_temperature",
     "fit.most_skipped": "fit.max_skipped",
     "fit.recompute": "fit.gradient_checkpointing",
     "optim.final": "optim.min_lr_ratio",
@@ -19,7 +20,10 @@ KEYS = {
     "optim.stair": "optim.gamma",
 }
 # (new key, old value): new value.
-VALUES: dict[tuple[str, str], str] = {("optim.schedule", "stairs"): "multistep"}
+VALUES: dict[tuple[str, str], str] = {
+    ("decoder.guess", "certain"): "one_hot",
+    ("optim.schedule", "stairs"): "multistep",
+}
 
 
 def renamed_word(word: str) -> str:

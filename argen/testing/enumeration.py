@@ -1,10 +1,11 @@
-"""The exact law of a speculative strategy: every outcome of every decision, with its probability.
+"""The exact distribution of a speculative strategy: every outcome of every decision, summed.
 
 Where a generator is small enough, the joint distribution of the finished codes and the mean number
-of passes are sums over all outcomes. The strategy's own code runs; only its `Draws` are replaced,
-so what is proved is what samples. Runs that have come to the same point are merged after each pass.
+of passes are sums over all outcomes. The strategy's own code runs; only its `Decisions` are
+replaced, so what is proved is what samples. Runs that have come to the same point are merged after
+each pass.
 
-Names: N runs followed at once, n slots, C outcomes of a decision, G sub-tokens, V vocabulary.
+Shapes: N runs followed at once, n slots, C outcomes of a decision, G sub-tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from torch import Tensor
 
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
-from argen.decoding.speculative.decisions import Draws
+from argen.decoding.speculative.decisions import Decisions
 from argen.decoding.speculative.lookahead import LookAhead
-from argen.decoding.speculative.state import Progress
+from argen.decoding.speculative.state import DecodeState
 from argen.generators.base import Generator
 from argen.generators.conditioning import Cond
 
@@ -29,13 +30,13 @@ Result = TypeVar("Result")
 
 @dataclass
 class Decision:
-    """A decision to be made: the law (N, n, C) of its outcomes, and where it `matters` (N, n)."""
+    """A decision: probabilities (N, n, C) of its outcomes, and where it is made (N, n)."""
 
-    law: Tensor
-    matters: Tensor
+    probs: Tensor
+    where: Tensor
 
 
-class Scripted(Draws):
+class Scripted(Decisions):
     """Answers decisions with the outcomes it was given, and notes the first one beyond them.
 
     Args:
@@ -46,60 +47,64 @@ class Scripted(Draws):
         self.script, self.asked = script, 0
         self.pending: Decision | None = None
 
-    def decide(self, law: Tensor, matters: Tensor) -> Tensor:
+    def decide(self, probs: Tensor, where: Tensor) -> Tensor:
         """Return the scripted outcome, or any (zero) behind the script."""
         self.asked += 1
         if self.asked <= len(self.script):
             return self.script[self.asked - 1]
         if self.pending is None:
-            self.pending = Decision(law, matters)
-        return torch.zeros(law.shape[:2], dtype=torch.long)
+            self.pending = Decision(probs, where)
+        return torch.zeros(probs.shape[:2], dtype=torch.long)
 
-    def keep(
-        self, chance: Tensor, positions: Tensor, *, use: int, matters: Tensor, chain: bool
+    def accept(
+        self, probability: Tensor, positions: Tensor, *, use: int, where: Tensor, chain: bool
     ) -> Tensor:
         """Decide how many are kept: in the whole chain, or of each position's sub-tokens."""
-        N, n, G = chance.shape
-        chance = chance * matters[..., None]
-        runs = chance.reshape(N, 1, n * G) if chain else chance  # N s length
+        N, n, G = probability.shape
+        probability = probability * where[..., None]
+        runs = probability.reshape(N, 1, n * G) if chain else probability  # N s length
         reach = torch.cat((torch.ones_like(runs[..., :1]), runs.cumprod(-1)), dim=-1)
         stop = torch.cat((1 - runs, torch.ones_like(runs[..., :1])), dim=-1)
-        decided = matters.any(1, keepdim=True) if chain else matters
+        decided = where.any(1, keepdim=True) if chain else where
         kept = self.decide(reach * stop, decided)[..., None]
-        return (torch.arange(runs.shape[-1]) < kept).reshape(N, n, G) & matters[..., None]
+        return (torch.arange(runs.shape[-1]) < kept).reshape(N, n, G) & where[..., None]
 
     def choose(
         self,
-        law: Tensor,
+        probs: Tensor,
         positions: Tensor,
         *,
         use: int,
-        matters: Tensor,
+        where: Tensor,
         sub: int = 0,
-        subs: int = 1,
     ) -> Tensor:
         """Decide on one of V tokens."""
-        return self.decide(law, matters)
+        return self.decide(probs, where)
 
-    def race(
-        self, law: Tensor, positions: Tensor, *, matters: Tensor, sub: int = 0, subs: int = 1
+    def gumbel_max(
+        self, probs: Tensor, positions: Tensor, *, where: Tensor, sub: int = 0
     ) -> Tensor:
         """Refuse: shared noise ties decisions of different passes together."""
-        raise NotImplementedError("Enumerating Gumbel-coupled draws needs their joint law.")
+        raise NotImplementedError(
+            "Enumerating Gumbel-coupled samples needs their joint distribution."
+        )
 
     def guess(
-        self, vocab_sizes: tuple[int, ...], positions: Tensor, *, use: int, matters: Tensor
+        self, vocab_sizes: tuple[int, ...], positions: Tensor, *, use: int, where: Tensor
     ) -> Tensor:
         """Decide on each sub-token of a blind guess."""
         parts = []
         for size in vocab_sizes:
-            law = torch.full((*positions.shape, size), 1.0 / size, dtype=torch.float64)
-            parts.append(self.decide(law, matters))
+            probs = torch.full((*positions.shape, size), 1.0 / size, dtype=torch.float64)
+            parts.append(self.decide(probs, where))
         return torch.stack(parts, dim=-1)
 
 
+ScriptMaker = Callable[[DecodeState, list[Tensor]], Scripted]
+
+
 @dataclass
-class ExactLaw:
+class ExactDistribution:
     """What enumeration finds.
 
     Attributes:
@@ -121,9 +126,9 @@ def enumerate_decoder(
     guidance: Guidance,
     filters: Filters,
     batch: int | None = None,
-    scripted: Callable[[Progress, list[Tensor]], Scripted] = lambda run, script: Scripted(script),
-) -> ExactLaw:
-    """Return the exact law of a strategy on a small generator.
+    scripted: ScriptMaker = lambda run, script: Scripted(script),
+) -> ExactDistribution:
+    """Return the exact distribution of a strategy on a small generator.
 
     Args:
         decoder: the strategy.
@@ -132,7 +137,7 @@ def enumerate_decoder(
         guidance: as in a call.
         filters: as in a call.
         batch: runs that share a call of the strategy; all at once when None.
-        scripted: makes the stand-in for the draws of a pass.
+        scripted: makes the stand-in for the decisions of a pass.
     """
     decoder.check(generator)
     L, sizes = generator.spec.length, generator.head.id_sizes
@@ -158,24 +163,24 @@ def enumerate_decoder(
             joint.index_add_(0, (symbols * place).sum(-1)[done], weight[done])
             if not bool(done.all()):
                 waiting.append(_merged(run, weight, (~done).nonzero()[:, 0]))
-    return ExactLaw(joint, passes, runs)
+    return ExactDistribution(joint, passes, runs)
 
 
 def _one_pass(
     decoder: LookAhead,
     generator: Generator,
-    run: Progress,
+    run: DecodeState,
     weight: Tensor,
     batch: int | None,
-    scripted: Callable[[Progress, list[Tensor]], Scripted],
-) -> list[tuple[Progress, Tensor]]:
+    scripted: ScriptMaker,
+) -> list[tuple[DecodeState, Tensor]]:
     """Follow every outcome of one pass; returns the runs after it and their probabilities."""
 
-    def once(origin: Tensor, script: list[Tensor]) -> tuple[Progress, Scripted]:
+    def once(origin: Tensor, script: list[Tensor]) -> tuple[DecodeState, Scripted]:
         rows = run.rows(origin)
-        draws = scripted(rows, script)
+        decisions = scripted(rows, script)
         with torch.inference_mode():
-            return decoder.step(generator, rows, draws)[0], draws
+            return decoder.step(generator, rows, decisions)[0], decisions
 
     return follow(once, weight, batch=batch)
 
@@ -186,7 +191,7 @@ def follow(
     *,
     batch: int | None = None,
 ) -> list[tuple[Result, Tensor]]:
-    """Follow every outcome of a piece of code that decides through `Draws`.
+    """Follow every outcome of a piece of code that decides through `Decisions`.
 
     Args:
         once: runs it for copies of runs, given which run each is a copy of and the script of their
@@ -202,38 +207,38 @@ def follow(
     while True:
         results, pending = [], []
         for rows in torch.arange(len(weight)).split(batch or len(weight)):
-            result, draws = once(origin[rows], [answer[rows] for answer in script])
+            result, decisions = once(origin[rows], [answer[rows] for answer in script])
             results.append((result, weight[rows]))
-            if draws.pending is not None:
-                pending.append(draws.pending)
+            if decisions.pending is not None:
+                pending.append(decisions.pending)
         if not pending:
             return results
-        law = torch.cat([decision.law for decision in pending])
-        matters = torch.cat([decision.matters for decision in pending])
-        parent, outcome, weight = _branch(Decision(law, matters), weight)
+        probs = torch.cat([decision.probs for decision in pending])
+        where = torch.cat([decision.where for decision in pending])
+        parent, outcome, weight = _branch(Decision(probs, where), weight)
         origin, script = origin[parent], [answer[parent] for answer in script] + [outcome]
 
 
 def _branch(decision: Decision, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Split every run into the outcomes of a decision, slot by slot."""
-    N, n, C = decision.law.shape
+    N, n, C = decision.probs.shape
     parent, outcome = torch.arange(N), torch.zeros(N, 0, dtype=torch.long)
     no_choice = torch.nn.functional.one_hot(torch.tensor(0), C).double()
     for slot in range(n):
-        matters = decision.matters[parent, slot][:, None]
-        law = torch.where(matters, decision.law[parent, slot].double(), no_choice)
-        run, choice = (law > 0).nonzero(as_tuple=True)
+        where = decision.where[parent, slot][:, None]
+        probs = torch.where(where, decision.probs[parent, slot].double(), no_choice)
+        run, choice = (probs > 0).nonzero(as_tuple=True)
         outcome = torch.cat((outcome[run], choice[:, None]), dim=1)
-        weight, parent = weight[run] * law[run, choice], parent[run]
+        weight, parent = weight[run] * probs[run, choice], parent[run]
     return parent, outcome, weight
 
 
-def _merged(run: Progress, weight: Tensor, rows: Tensor) -> tuple[Progress, Tensor]:
+def _merged(run: DecodeState, weight: Tensor, rows: Tensor) -> tuple[DecodeState, Tensor]:
     """Pick rows and add up the probabilities of those that stand at the same point."""
     run, weight = run.rows(rows), weight[rows]
     final = torch.arange(run.codes.shape[1]) < run.length_B[:, None]
     parts = [run.length_B[:, None], run.width_B[:, None], (run.codes * final[..., None]).flatten(1)]
-    key = torch.cat([part.double() for part in parts] + [run.memory.key().double()], dim=1)
+    key = torch.cat([part.double() for part in parts] + [run.drafter_state.key().double()], dim=1)
     _, group = key.unique(dim=0, return_inverse=True)
     total = torch.zeros(int(group.max()) + 1, dtype=torch.float64).index_add(0, group, weight)
     first = torch.zeros_like(total, dtype=torch.long).scatter(0, group, torch.arange(len(weight)))

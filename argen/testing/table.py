@@ -1,8 +1,8 @@
-"""A generator that is a table: the law of every code under every past, written out.
+"""A generator that is a table: the distribution of every code under every past, written out.
 
 Its joint distribution can be summed exactly, which is what proofs of decoding strategies need.
 
-Names: R rows, B samples, L codes, G sub-tokens, V vocabulary, n positions.
+Shapes: R rows, B samples, L codes, G sub-tokens, V vocabulary, n positions.
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ from torch.nn import functional as F
 from argen.errors import IncompatibleError
 from argen.generators.base import Generator, LossOutput
 from argen.generators.conditioning import ClassConditioner, Cond
-from argen.generators.heads.base import Filter, Head, Weight, draw_categorical, guide
+from argen.generators.heads.base import Filter, Head
+from argen.generators.heads.guidance import GuidanceStep, guide
+from argen.generators.heads.sampling import sample_categorical
 from argen.generators.plan import Plan
 from argen.layers.noise import Noise
 from argen.spec import CodeSpec, Segment
 
 
 class TableHead(Head):
-    """Looks up the law of a sub-token; `params` (R, n, 2) hold the class and the past's number.
+    """Looks up the distribution of a sub-token.
+
+    `outputs` (R, n, 3) hold the class, the step and the number of the past.
 
     Args:
         tables: for each flattened sub-token i of a sequence, logits (classes, V ** i, V).
@@ -53,45 +57,45 @@ class TableHead(Head):
         """Return the codes of sub-tokens (..., G)."""
         return ids if self.subs > 1 else ids[..., 0]
 
-    def conditional(self, params: Tensor, codes: Tensor) -> Tensor:
+    def conditional(self, outputs: Tensor, codes: Tensor) -> Tensor:
         """Return logits (R, n, G, V) of each sub-token given the past and `codes` before it."""
         codes = codes if codes.ndim == 3 else codes[..., None]
-        past, logits = params[..., 2], []
+        past, logits = outputs[..., 2], []
         for g in range(self.subs):
-            level = params[..., 1] * self.subs + g  # R n
+            level = outputs[..., 1] * self.subs + g  # R n
             rows = torch.zeros(*past.shape, self.vocab_size, dtype=self.tables[0].dtype)
             for i in level.unique().tolist():
                 if i < len(self.tables):
                     at = level == i
-                    rows[at] = self.tables[i][params[..., 0][at], past[at]]
+                    rows[at] = self.tables[i][outputs[..., 0][at], past[at]]
             logits.append(rows)
             past = past * self.vocab_size + codes[..., g]
         return torch.stack(logits, dim=2)
 
-    def loss(self, params: Tensor, target: Tensor, **draws: Any) -> Tensor:
+    def loss(self, outputs: Tensor, target: Tensor, **options: Any) -> Tensor:
         """Return the cross entropy in nats, (R, n)."""
-        logits = self.conditional(params, target)
+        logits = self.conditional(outputs, target)
         nll = F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none")
         return nll.view(*logits.shape[:3]).sum(-1)
 
     def sample(
         self,
-        params: Tensor,
+        outputs: Tensor,
         *,
-        weight: Weight,
+        guidance: GuidanceStep | None,
         filters: Filter,
         noise: Noise,
         positions: Tensor,
     ) -> Tensor:
-        """Draw ids (B, n), or (B, n, G)."""
-        R, n = params.shape[:2]
+        """Sample ids (B, n), or (B, n, G)."""
+        R, n = outputs.shape[:2]
         codes = torch.zeros(R, n, self.subs, dtype=torch.long)
         uniform = noise.uniform(positions, (self.subs,)).expand(-1, n, -1)
         for g in range(self.subs):
-            logits = filters(guide(self.conditional(params, codes)[:, :, g], weight))
-            drawn = draw_categorical(logits, uniform[..., g].expand(logits.shape[:-1]))
-            codes[..., g] = drawn.repeat(R // drawn.shape[0], 1)
-        codes = codes[: R if weight is None else R // 2]
+            logits = filters(guide(self.conditional(outputs, codes)[:, :, g], guidance))
+            sampled = sample_categorical(logits, uniform[..., g].expand(logits.shape[:-1]))
+            codes[..., g] = sampled.repeat(R // sampled.shape[0], 1)
+        codes = codes[: R if guidance is None else R // 2]
         return codes if self.subs > 1 else codes[..., 0]
 
 
@@ -115,7 +119,7 @@ class TableState:
 
 
 class Table(Generator):
-    """Draws code after code from listed laws.
+    """Samples code after code from listed distributions.
 
     Args:
         tables: for each flattened sub-token i of a sequence, logits (classes, V ** i, V); the last
@@ -131,14 +135,14 @@ class Table(Generator):
         for i, table in enumerate(tables):
             if table.shape != (classes, vocab**i, vocab):
                 raise IncompatibleError(
-                    f"Table {i} has shape {tuple(table.shape)}; it must list the laws of every "
-                    f"class and past, {(classes, vocab**i, vocab)}."
+                    f"Table {i} has shape {tuple(table.shape)}; it must list the distributions "
+                    f"of every class and past, {(classes, vocab**i, vocab)}."
                 )
         if len(tables) % subs:
             raise IncompatibleError(f"{len(tables)} tables do not make positions of {subs} ids.")
         shape = (1, len(tables) // subs)
         self.spec = CodeSpec("discrete", (Segment(shape, vocab_sizes=(vocab,) * subs),))
-        self.plan = Plan.raster(self.spec)
+        self.plan = Plan.raster(self.spec, trees=True)
         self.head = TableHead(tables, subs)
         guided = classes > 1
         self.conditioner = ClassConditioner(classes - int(guided), 1, drop_rate=float(guided))
@@ -148,7 +152,7 @@ class Table(Generator):
     def random(
         cls, *, length: int, vocab: int, classes: int = 1, subs: int = 1, seed: int = 0
     ) -> Table:
-        """Make a float64 table of normal logits, so that laws are far from uniform."""
+        """Make a float64 table of normal logits, so that distributions are far from uniform."""
         source = torch.Generator().manual_seed(seed)
         shapes = [(classes, vocab**i, vocab) for i in range(length * subs)]
         tables = [torch.randn(s, generator=source, dtype=torch.float64) * 1.5 for s in shapes]

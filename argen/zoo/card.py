@@ -68,11 +68,11 @@ def best_score(meta: Meta) -> str:
 
 def words_of(sampling: Mapping[str, Any]) -> list[str]:
     """Return sampling settings as `argen.sample` takes them: cfg=2.0, decoder=confidence, ..."""
-    words = [f"{key}={_plain(value)}" for key, value in sampling.items() if key != "decoder"]
+    words = [f"{key}={typed(value)}" for key, value in sampling.items() if key != "decoder"]
     decoder = dict(sampling.get("decoder", {}))
     if decoder:
         words.append(f"decoder={decoder.pop('name')}")
-        words += [f"decoder.{key}={_plain(value)}" for key, value in decoder.items()]
+        words += [f"decoder.{key}={typed(value)}" for key, value in decoder.items()]
     return words
 
 
@@ -95,11 +95,12 @@ def commands(group: str, name: str, meta: Meta) -> dict[str, str]:
     }
 
 
-def _plain(value: Any) -> str:
+def typed(value: Any) -> str:
+    """Return a value as it is typed on the command line."""
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{k}:{_plain(v)}" for k, v in value.items()) + "}"
+        return "{" + ",".join(f"{k}:{typed(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ",".join(_plain(v) for v in value) + "]"
+        return "[" + ",".join(typed(v) for v in value) + "]"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -133,7 +134,7 @@ def _convert(group: str, name: str, meta: Meta) -> list[str]:
     if extra.get("trust"):
         words.append("trust=true")
     for group_key in ("options", "tokenizer_options"):
-        words += [f"+{group_key}.{k}={_plain(v)}" for k, v in extra.get(group_key, {}).items()]
+        words += [f"+{group_key}.{k}={typed(v)}" for k, v in extra.get(group_key, {}).items()]
     return words
 
 
@@ -192,4 +193,4 @@ def overrides(changes: Mapping[str, Any], known: Any, prefix: str) -> Iterator[s
         if isinstance(value, Mapping) and isinstance(inside, Mapping):
             yield from overrides(value, inside, f"{prefix}.{key}")
         else:
-            yield f"{'' if key in known else '+'}{prefix}.{key}={_plain(value)}"
+            yield f"{'' if key in known else '+'}{prefix}.{key}={typed(value)}"

@@ -22,10 +22,10 @@ from omegaconf import OmegaConf
 from argen.build import build, locate
 from argen.pipeline import Pipeline
 from argen.pipeline.settings import controls
-from argen.runtime.stage_settings import stage_settings
 from argen.recipes.two_stage import Recipe
 from argen.runtime.files import read_json
 from argen.runtime.presets import config_dir, for_codes, preset, preset_names
+from argen.runtime.stage_settings import stage_settings
 from argen.training.fit import FitSettings
 from argen.training.optim import Optim
 

@@ -50,7 +50,7 @@ def test_old_paths_lead_to_what_is_there(old, new):
     single = old.rpartition(".")[2][0].isupper()  # one class of a module, not all of it
     if single:
         with pytest.warns(DeprecationWarning, match=new):
-            assert locate(old).__name__ == old.rpartition(".")[2]
+            assert locate(old).__name__ == new.rpartition(".")[2]
     else:
         import_module(new)
         with pytest.warns(DeprecationWarning, match=f"is now {new}.Thing"):

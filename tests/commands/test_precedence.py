@@ -8,9 +8,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from argen.errors import UserError
-from argen.runtime.stage_settings import stage_settings
 from argen.runtime.presets import config_dir
 from argen.runtime.renamed import renamed_word
+from argen.runtime.stage_settings import stage_settings
 
 QUICK = "experiment=quickstart"
 

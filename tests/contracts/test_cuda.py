@@ -8,6 +8,7 @@ import pytest
 import torch
 from shipped import accepting_decoder, condition, make_generator, partner, random_codes, tiny
 
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.layers.noise import SeededNoise
@@ -41,9 +42,11 @@ def test_a_image_does_not_depend_on_its_batch(name: str) -> None:
             return decoder(
                 model,
                 cond.rows(rows),
-                guidance=Guidance(2.0),
-                filters=Filters(),
-                noise=SeededNoise(list(range(3))[rows], device="cuda"),
+                SamplingContext(
+                    guidance=Guidance(2.0),
+                    filters=Filters(),
+                    noise=SeededNoise(list(range(3))[rows], device="cuda"),
+                ),
             ).codes
 
     whole, alone = draw(slice(0, 3)), draw(slice(1, 2))

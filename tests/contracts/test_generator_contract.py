@@ -15,12 +15,13 @@ from shipped import (
     random_codes,
     tiny,
 )
-from torch.utils._pytree import tree_map
 
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.errors import UserError
 from argen.generators.conditioning import ClassConditioner
+from argen.generators.heads.flow import Velocity
 from argen.layers.noise import SeededNoise
 from argen.runtime.checkpoint import load_strict, read_weights, save_weights
 
@@ -42,16 +43,19 @@ def shared(name):
     return make(name)
 
 
-def at(params, positions):
-    """Pick positions of a group's parameters, whatever they are made of."""
-    return tree_map(lambda part: part[:, positions], params)
+def tensor(outputs):
+    """Return what a network gave for a group as one tensor; a field by its probe."""
+    return outputs.probe() if isinstance(outputs, Velocity) else outputs
+
+
+def at(outputs, positions):
+    """Pick positions of a group's outputs, whatever they are made of."""
+    return tensor(outputs)[:, positions]
 
 
 def joined(parts):
-    """Join parameters of successive groups."""
-    if isinstance(parts[0], torch.Tensor):
-        return torch.cat(parts, dim=1)
-    return tree_map(lambda *columns: torch.cat(columns, dim=1), *parts)
+    """Join outputs of successive groups."""
+    return torch.cat([tensor(part) for part in parts], dim=1)
 
 
 def some_groups(plan):
@@ -70,7 +74,7 @@ def test_plan_and_head_fit_the_spec(name):
     group = torch.tensor(generator.plan.groups[0])
     drawn = generator.head.sample(
         generator.predict(state),
-        weight=None,
+        guidance=None,
         filters=Filters(),
         noise=SeededNoise([0, 1]),
         positions=group,
@@ -116,9 +120,7 @@ def test_the_condition_matters(name):
     codes = random_codes(generator.spec, 1)
     scores = generator.score(torch.cat((codes, codes)), condition(generator, 2))
     with pytest.raises(AssertionError):
-        torch.testing.assert_close(
-            tree_map(lambda part: part[:1], scores), tree_map(lambda part: part[1:], scores)
-        )
+        torch.testing.assert_close(tensor(scores)[:1], tensor(scores)[1:])
 
 
 @torch.no_grad()
@@ -176,8 +178,8 @@ def test_drafts_are_scored_as_by_teacher_forcing(name):
     params = generator.predict(state, following)
     for row, n in enumerate(counts.tolist()):
         torch.testing.assert_close(
-            tree_map(lambda part: part[row], params),  # noqa: B023
-            tree_map(lambda part: part[row, n : n + k + 1], forced),  # noqa: B023
+            params[row],
+            forced[row, n : n + k + 1],
             **CLOSE,
         )
 
@@ -192,9 +194,11 @@ def test_a_image_is_the_same_in_any_batch(name):
         result = decoder(
             generator,
             cond.rows(torch.tensor(rows)),
-            guidance=Guidance(scale=scale),
-            filters=Filters(),
-            noise=SeededNoise(seeds),
+            SamplingContext(
+                guidance=Guidance(scale=scale),
+                filters=Filters(),
+                noise=SeededNoise(seeds),
+            ),
         )
         generator.spec.check(result.codes)
         return result.codes
@@ -285,9 +289,11 @@ def test_guidance_needs_a_null_condition(name):
         accepting_decoder(generator)(
             generator,
             condition(generator, 1),
-            guidance=Guidance(scale=2.0),
-            filters=Filters(),
-            noise=SeededNoise([0]),
+            SamplingContext(
+                guidance=Guidance(scale=2.0),
+                filters=Filters(),
+                noise=SeededNoise([0]),
+            ),
         )
 
 
@@ -306,9 +312,11 @@ def test_weights_in_bfloat16_draw(name):
     result = accepting_decoder(generator)(
         generator,
         condition(generator, 2),
-        guidance=Guidance(2.0),
-        filters=Filters(),
-        noise=SeededNoise([0, 1]),
+        SamplingContext(
+            guidance=Guidance(2.0),
+            filters=Filters(),
+            noise=SeededNoise([0, 1]),
+        ),
     )
     generator.spec.check(result.codes)
     assert result.codes.float().isfinite().all()

@@ -21,6 +21,7 @@ from shipped import (
 )
 
 from argen.build import build, locate
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.errors import IncompatibleError
@@ -72,9 +73,11 @@ def trained(name, tokenizer_name):
     return accepting_decoder(generator)(
         generator,
         condition(generator, ROWS),
-        guidance=Guidance(),
-        filters=Filters(),
-        noise=SeededNoise(range(ROWS)),
+        SamplingContext(
+            guidance=Guidance(),
+            filters=Filters(),
+            noise=SeededNoise(range(ROWS)),
+        ),
     ).codes
 
 

@@ -15,6 +15,7 @@ from shipped import (
 )
 
 from argen.build import build
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.generators.conditioning import TextConditioner
@@ -61,9 +62,11 @@ def test_any_generator_reads_text(name):
     drawn = accepting_decoder(generator)(
         generator,
         cond,
-        guidance=Guidance(scale=2.0),
-        filters=Filters(),
-        noise=SeededNoise(list(range(ROWS))),
+        SamplingContext(
+            guidance=Guidance(scale=2.0),
+            filters=Filters(),
+            noise=SeededNoise(list(range(ROWS))),
+        ),
     )
     generator.spec.check(drawn.codes)
 

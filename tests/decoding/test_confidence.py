@@ -5,6 +5,7 @@ import torch
 
 from argen.build import build
 from argen.decoding.confidence import Confidence, maskgit_guidance
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.masked import Masked
@@ -32,8 +33,7 @@ def draw(generator, decoder=None, *, labels=(0, 1, 2), seeds=(5, 6, 7), cfg=1.0,
     return (decoder or Confidence())(
         generator,
         generator.conditioner(torch.tensor(labels)),
-        noise=SeededNoise(seeds),
-        **options,
+        SamplingContext(noise=SeededNoise(seeds), **options),
     )
 
 
@@ -41,12 +41,12 @@ class Steps:
     """Remembers what each step was about to fill in."""
 
     def __init__(self):
-        self.positions, self.codes, self.params = [], [], []
+        self.positions, self.codes, self.outputs = [], [], []
 
-    def __call__(self, positions, codes, params):
+    def __call__(self, positions, codes, outputs):
         self.positions.append(positions.clone())
         self.codes.append(codes.clone())
-        self.params.append(params.clone())
+        self.outputs.append(outputs.clone())
 
 
 @pytest.mark.parametrize("schedule", ["arccos", "cosine", "linear"])
@@ -69,11 +69,11 @@ def test_each_step_keeps_what_the_schedule_says(schedule, cfg):
 
 def test_without_noise_the_likeliest_codes_are_kept_first():
     generator, steps = make(), Steps()
-    result = draw(generator, Confidence(4, randomize=0.0), observer=steps)
-    same = draw(generator, Confidence(4, randomize=0.0), seeds=(1, 2, 3))
+    result = draw(generator, Confidence(4, choice_temperature=0.0), observer=steps)
+    same = draw(generator, Confidence(4, choice_temperature=0.0), seeds=(1, 2, 3))
     assert torch.equal(result.codes, same.codes)
     for s in range(3):
-        best, codes = steps.params[s].max(-1)
+        best, codes = steps.outputs[s].max(-1)
         assert torch.equal(codes, steps.codes[s])
         stays = (steps.positions[s][..., None] == steps.positions[s + 1][:, None]).any(-1)
         for row in range(3):
@@ -85,11 +85,11 @@ def test_later_codes_are_drawn_given_those_kept():
     generator, steps = make(), Steps()
     result = draw(generator, Confidence(3), observer=steps)
     cond = generator.conditioner(torch.tensor([0, 1, 2]))
-    for positions, params in zip(steps.positions, steps.params):
+    for positions, outputs in zip(steps.positions, steps.outputs):
         ids = result.codes.scatter(1, positions, generator.mask_id)
         logits = generator.logits(ids, cond)
         expected = logits.gather(1, positions[..., None].expand(-1, -1, 9))
-        torch.testing.assert_close(params, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_image_is_the_same_in_any_batch():
@@ -129,9 +129,11 @@ def test_more_steps_than_codes_draw_one_at_a_time():
 
 def test_filters_cut_the_draw():
     generator, steps = make(), Steps()
-    draw(generator, Confidence(4, randomize=50.0), filters=Filters(top_k=2), observer=steps)
-    for params, codes in zip(steps.params, steps.codes):
-        top = params.topk(2, dim=-1).indices
+    draw(
+        generator, Confidence(4, choice_temperature=50.0), filters=Filters(top_k=2), observer=steps
+    )
+    for outputs, codes in zip(steps.outputs, steps.codes):
+        top = outputs.topk(2, dim=-1).indices
         assert (top == codes[..., None]).any(-1).all()
 
 
@@ -140,7 +142,7 @@ def test_annealing_sharpens_the_last_steps():
     for anneal, observer in steps.items():
         draw(make(), Confidence(4, anneal=anneal), observer=observer)
     # The first step has seen nothing, so only the divisor 0.5 + 0.8 * 3 / 4 tells the two apart.
-    torch.testing.assert_close(steps[False].params[0] / 1.1, steps[True].params[0])
+    torch.testing.assert_close(steps[False].outputs[0] / 1.1, steps[True].outputs[0])
 
 
 def test_confidence_noise_can_be_left_out():
@@ -169,14 +171,14 @@ def test_guidance_may_follow_the_share_done_after_the_step():
     draw(generator, Confidence(4, guide_after=True), guidance=guidance, observer=steps)
     plain = Steps()
     draw(generator, Confidence(4), guidance=Guidance(scale=2.0), observer=plain)
-    torch.testing.assert_close(steps.params[0], plain.params[0])  # 1 + 4 / 4
+    torch.testing.assert_close(steps.outputs[0], plain.outputs[0])  # 1 + 4 / 4
 
 
 @pytest.mark.parametrize(
     ("call", "match"),
     [
         (lambda: Confidence(0), "at least one pass"),
-        (lambda: Confidence(randomize=-1.0), "greedy"),
+        (lambda: Confidence(choice_temperature=-1.0), "greedy"),
         (lambda: Confidence(schedule="cosin"), "Did you mean 'cosine'"),
         (lambda: maskgit_guidance(3.0, "cosine"), "power-cosine"),
         (lambda: Masked(order="spiral"), "halton"),
@@ -200,9 +202,9 @@ def test_halton_decoding_follows_the_order_from_a_place_of_its_own():
     result = draw(generator, Masked(24, order="halton"), observer=steps)
     SPEC.check(result.codes)
     order = halton_order(SPEC)
-    drawn = torch.cat(steps.positions, dim=1).tolist()
-    starts = {order.index(row[0]) for row in drawn}
-    for row in drawn:
+    sampled = torch.cat(steps.positions, dim=1).tolist()
+    starts = {order.index(row[0]) for row in sampled}
+    for row in sampled:
         start = order.index(row[0])
         assert row == order[start:] + order[:start]
     assert len(starts) > 1

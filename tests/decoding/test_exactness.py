@@ -1,6 +1,6 @@
-"""Proofs by enumeration: every outcome of a strategy's own code, summed, against the plain law.
+"""Proofs by enumeration: every outcome of a strategy's own code, against plain sampling.
 
-Names: L codes, G sub-tokens, V vocabulary.
+Shapes: L codes, G sub-tokens, V vocabulary.
 """
 
 import itertools
@@ -8,10 +8,11 @@ import itertools
 import pytest
 import torch
 
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.speculative.acceptance import GroupRejection
-from argen.decoding.speculative.distributions import Laws, guidance_weights
+from argen.decoding.speculative.distributions import Distributions, guidance_table
 from argen.decoding.speculative.draft_model import Speculative
 from argen.decoding.speculative.jacobi import Jacobi
 from argen.decoding.speculative.neighbours import NeighbourRejection, nearest_codes
@@ -34,14 +35,16 @@ def all_codes(generator):
 
 
 def plain_joint(generator, cond, guidance, filters):
-    """Return the law of sequential sampling: the product of the laws along each image."""
+    """Return the distribution of sequential sampling, a product along each image."""
     ids = all_codes(generator)
     rows = guidance.rows(generator, cond)
     conds = rows.rows(torch.arange(len(rows)).repeat_interleave(len(ids)))
-    params = generator.numbered(generator.head.to_codes(ids.repeat(len(rows), 1, 1)), conds)
+    outputs = generator.numbered(generator.head.to_codes(ids.repeat(len(rows), 1, 1)), conds)
     steps = torch.arange(generator.spec.length).expand(len(ids), -1)
-    laws = Laws(generator.head, params, steps, guidance_weights(guidance, generator), filters)
-    return laws.given(ids).gather(-1, ids[..., None]).flatten(1).prod(1)
+    distributions = Distributions(
+        generator.head, outputs, steps, guidance_table(guidance, generator), filters
+    )
+    return distributions.probs(ids).gather(-1, ids[..., None]).flatten(1).prod(1)
 
 
 def variation(a, b):
@@ -51,10 +54,10 @@ def variation(a, b):
 def strategies(L, vocab, subs):
     draft = Table.random(length=L, vocab=vocab, classes=2, subs=subs, seed=9)
     return {
-        "sjd": Jacobi(window=L, coupling="none", guess="certain"),
+        "sjd": Jacobi(window=L, coupling="none", guess="one_hot"),
         "sjd, uniform guesses": Jacobi(window=L, coupling="none"),
         "maximal coupling": Jacobi(window=L),
-        "maximal coupling, certain guesses": Jacobi(window=L, guess="certain"),
+        "maximal coupling, one-hot guesses": Jacobi(window=L, guess="one_hot"),
         "guesses from the left": Jacobi(window=L, guess="left"),
         "short window": Jacobi(window=2),
         "published interval": Jacobi(window=L, coupling="none", interval=(0, L - 1)),
@@ -62,7 +65,7 @@ def strategies(L, vocab, subs):
     } | (
         {
             "proactive tree": Proactive(window=L, width=2, depth=2),
-            "wide proactive tree": Proactive(window=L, width=vocab, depth=1, guess="certain"),
+            "wide proactive tree": Proactive(window=L, width=vocab, depth=1, guess="one_hot"),
         }
         if subs == 1
         else {}
@@ -81,23 +84,23 @@ def test_joint_is_that_of_sequential_sampling(name, toy, settings):
     cond, (guidance, filters) = generator.conditioner(torch.tensor([0])), settings
     decoder = strategies(L, V, G).get(name)
     if decoder is None:
-        pytest.skip("draws codes of one id")
+        pytest.skip("samples codes of one id")
     assert decoder.exact
-    law = enumerate_decoder(decoder, generator, cond, guidance=guidance, filters=filters)
-    assert variation(law.joint, plain_joint(generator, cond, guidance, filters)) < 1e-12
-    assert law.passes < L or (name == "published interval" and law.passes <= L)
+    probs = enumerate_decoder(decoder, generator, cond, guidance=guidance, filters=filters)
+    assert variation(probs.joint, plain_joint(generator, cond, guidance, filters)) < 1e-12
+    assert probs.passes < L or (name == "published interval" and probs.passes <= L)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("name", NAMES)
 def test_exact_at_this_batch_size(name, batch):
-    """Rows of a batch stand at different lengths; each must still follow its own law."""
+    """Rows of a batch stand at different lengths; each must still follow its own distribution."""
     generator = Table.random(length=3, vocab=2, classes=2)
     cond, (guidance, filters) = generator.conditioner(torch.tensor([0])), FULL
-    law = enumerate_decoder(
+    probs = enumerate_decoder(
         strategies(3, 2, 1)[name], generator, cond, guidance=guidance, filters=filters, batch=batch
     )
-    assert variation(law.joint, plain_joint(generator, cond, guidance, filters)) < 1e-12
+    assert variation(probs.joint, plain_joint(generator, cond, guidance, filters)) < 1e-12
 
 
 @pytest.mark.parametrize(
@@ -113,9 +116,9 @@ def test_lossy_rules_differ_and_say_so(acceptance):
     cond = generator.conditioner(torch.tensor([0]))
     decoder = Jacobi(window=3, acceptance=acceptance)
     assert not decoder.exact
-    law = enumerate_decoder(decoder, generator, cond, guidance=Guidance(), filters=Filters())
-    assert abs(float(law.joint.sum()) - 1) < 1e-12
-    distance = variation(law.joint, plain_joint(generator, cond, Guidance(), Filters()))
+    probs = enumerate_decoder(decoder, generator, cond, guidance=Guidance(), filters=Filters())
+    assert abs(float(probs.joint.sum()) - 1) < 1e-12
+    distance = variation(probs.joint, plain_joint(generator, cond, Guidance(), Filters()))
     assert 1e-3 < distance < 0.45
 
 
@@ -124,11 +127,11 @@ def test_relaxed_rule_without_neighbours_is_exact():
     cond = generator.conditioner(torch.tensor([0]))
     decoder = Jacobi(window=3, acceptance=NeighbourRejection(k=0, delta=0.1))
     assert decoder.exact
-    law = enumerate_decoder(decoder, generator, cond, guidance=Guidance(), filters=Filters())
-    assert variation(law.joint, plain_joint(generator, cond, Guidance(), Filters())) < 1e-12
+    probs = enumerate_decoder(decoder, generator, cond, guidance=Guidance(), filters=Filters())
+    assert variation(probs.joint, plain_joint(generator, cond, Guidance(), Filters())) < 1e-12
 
 
-def race_joint(p, q):
+def coupled_joint(p, q):
     """Return P(argmax(log q + g) = x, argmax(log p + g) = y) as (x, y), for one Gumbel vector g.
 
     With E = exp(-g), x is the first arrival of times E / q and y that of E / p. For x != y, with
@@ -161,28 +164,28 @@ def race_joint(p, q):
     return joint
 
 
-class ScriptedRaces(Scripted):
-    """Follows Gumbel-coupled draws: a position's second race is conditional on its first."""
+class ScriptedCoupling(Scripted):
+    """Follows Gumbel-coupled samples: a position's second id is conditional on its first."""
 
     def __init__(self, run, script):
         super().__init__(script)
         self.run = run
 
-    def race(self, law, positions, *, matters, sub=0, subs=1):
-        carried, laws = self.run.memory, law.clone()
-        for row, slot in matters.nonzero().tolist():
-            # A slot was raced for before if its draft was carried here; guesses are drawn freely.
+    def gumbel_max(self, probs, positions, *, where, sub=0):
+        carried, distributions = self.run.drafter_state, probs.clone()
+        for row, slot in where.nonzero().tolist():
+            # A slot was sampled before if its draft was carried here; guesses are sampled freely.
             if slot < int(carried.count_B[row]):
-                old, drawn = carried.laws[row, slot, 0], carried.codes[row, slot, 0]
-                joint = race_joint(law[row, slot], old)[drawn]
-                laws[row, slot] = joint / joint.sum()
-        return self.decide(laws, matters)
+                old, sampled = carried.probs[row, slot, 0], carried.codes[row, slot, 0]
+                joint = coupled_joint(probs[row, slot], old)[sampled]
+                distributions[row, slot] = joint / joint.sum()
+        return self.decide(distributions, where)
 
 
-def test_race_joint_has_both_marginals_and_the_coupling():
-    draws = torch.Generator().manual_seed(0)
-    p, q = torch.softmax(torch.randn(2, 4, generator=draws, dtype=torch.float64), dim=-1)
-    joint = race_joint(p, q)
+def test_coupled_joint_has_both_marginals_and_the_coupling():
+    rng = torch.Generator().manual_seed(0)
+    p, q = torch.softmax(torch.randn(2, 4, generator=rng, dtype=torch.float64), dim=-1)
+    joint = coupled_joint(p, q)
     torch.testing.assert_close(joint.sum(0), p)
     torch.testing.assert_close(joint.sum(1), q)
     gumbel = SeededNoise(range(100_000)).gumbel(torch.zeros(1, dtype=torch.long), (4,))[:, 0]
@@ -195,15 +198,15 @@ def test_race_joint_has_both_marginals_and_the_coupling():
 def test_gumbel_coupling_is_exact(settings):
     generator = Table.random(length=3, vocab=3, classes=2)
     cond, (guidance, filters) = generator.conditioner(torch.tensor([0])), settings
-    law = enumerate_decoder(
+    probs = enumerate_decoder(
         Jacobi(window=3, coupling="gumbel"),
         generator,
         cond,
         guidance=guidance,
         filters=filters,
-        scripted=ScriptedRaces,
+        scripted=ScriptedCoupling,
     )
-    assert variation(law.joint, plain_joint(generator, cond, guidance, filters)) < 1e-12
+    assert variation(probs.joint, plain_joint(generator, cond, guidance, filters)) < 1e-12
 
 
 def test_guesses_declared_as_they_are_drawn_need_fewer_passes():
@@ -216,8 +219,8 @@ def test_guesses_declared_as_they_are_drawn_need_fewer_passes():
             decoder, generator, cond, guidance=Guidance(), filters=Filters()
         ).passes
 
-    assert passes(coupling="none") < passes(coupling="none", guess="certain") < 4
-    assert passes() < passes(guess="certain") < 4
+    assert passes(coupling="none") < passes(coupling="none", guess="one_hot") < 4
+    assert passes() < passes(guess="one_hot") < 4
 
 
 @pytest.mark.parametrize("coupling", ["none", "gumbel", "maximal"])
@@ -230,9 +233,11 @@ def test_two_hundred_thousand_samples_pass_a_chi_square_test(coupling):
         codes = decoder(
             generator,
             generator.conditioner(torch.zeros(len(seeds), dtype=torch.long)),
-            guidance=guidance,
-            filters=filters,
-            noise=SeededNoise(seeds),
+            SamplingContext(
+                guidance=guidance,
+                filters=filters,
+                noise=SeededNoise(seeds),
+            ),
         ).codes
         counts += torch.bincount((codes * torch.tensor([9, 3, 1])).sum(-1), minlength=27)
     cond = generator.conditioner(torch.tensor([0]))

@@ -11,7 +11,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "contracts"))
 from shipped import condition, make_generator, partner, random_codes, tiny
 
-from argen.decoding.compiled import predict_at
+from argen.decoding.compiled import CompiledSequential, predict_at
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
@@ -60,26 +61,32 @@ def test_compiled_codes_are_those_of_the_plain_loop_batch_after_batch(
             parameter.add_(0.1 * torch.randn_like(parameter))
     plain, compiled = Sequential(), Sequential(compile=True)
     try:
-        for seeds, temperature in (([1, 2], 0.0), ([1, 2], 1.0), ([3, 4], 1.0)):
+        for seeds, temperature, parallel in (
+            ([1, 2], 0.0, 1.0),
+            ([1, 2], 1.0, 0.5),
+            ([3, 4], 1.0, 0.5),
+        ):
             with torch.inference_mode():
                 cond = model.conditioner(torch.tensor(seeds, device=device) % 3)
             settings = {
-                "guidance": Guidance(3.0, schedule="linear"),
+                "guidance": Guidance(3.0, schedule="linear", parallel=parallel),
                 "filters": Filters(temperature=temperature, top_k=9),
             }
             seen: list[torch.Tensor] = []
-            expected = plain(model, cond, noise=SeededNoise(seeds, device=device), **settings)
-            found = compiled(
-                model,
-                cond,
-                noise=SeededNoise(seeds, device=device),
-                observer=lambda positions, codes, params, seen=seen: seen.append(codes.clone()),
-                **settings,
-            )
+
+            def context(observer=None, seeds=seeds, settings=settings):
+                noise = SeededNoise(seeds, device=device)
+                return SamplingContext(noise=noise, observer=observer, **settings)
+
+            expected = plain(model, cond, context())
+            observer = lambda positions, codes, outputs, seen=seen: seen.append(codes.clone())  # noqa: E731
+            found = compiled(model, cond, context(observer))
             assert found.passes == expected.passes
             assert torch.equal(found.codes, expected.codes)
             assert torch.equal(torch.cat(seen, dim=1), expected.codes)
-        assert len(compiled._loops) == 2  # one for each temperature, kept from batch to batch
+        assert (
+            len(compiled.compiled._loops) == 2
+        )  # one for each temperature, kept from batch to batch
     finally:
         model.to("cpu")
 
@@ -88,11 +95,23 @@ def test_what_cannot_be_compiled_is_refused() -> None:
     with pytest.raises(IncompatibleError, match="compile=true"):
         Sequential(compile=True).check(MODELS["tiny_var"])
     model = MODELS["tiny_gpt"]
-    with pytest.raises(UserError, match="no projected guidance"):
+    guidance = Guidance(sub_tokens=[2.0])
+    with pytest.raises(UserError, match="one guidance weight a step"):
         Sequential(compile=True)(
             model,
             condition(model, 1),
-            guidance=Guidance(2.0, parallel=0.0),
-            filters=Filters(),
-            noise=SeededNoise([0]),
+            SamplingContext(guidance=guidance, noise=SeededNoise([0])),
         )
+
+
+class Halves:
+    """Recorded numbers: one half each."""
+
+    def uniform(self, positions, size=(), *, use=0):
+        return torch.full((1, len(positions), *size), 0.5)
+
+
+def test_recorded_noise_is_refused() -> None:
+    model = MODELS["tiny_gpt"]
+    with pytest.raises(UserError, match="recorded"):
+        CompiledSequential()(model, condition(model, 1), SamplingContext(noise=Halves()))

@@ -3,7 +3,7 @@ import torch
 
 from argen.decoding.guidance import Guidance
 from argen.errors import UserError
-from argen.generators.heads.base import guide
+from argen.generators.heads.guidance import GuidanceStep, Projection, guide
 
 
 def weights(guidance, steps):
@@ -61,40 +61,49 @@ def rows():
 
 
 def test_projection_takes_out_the_part_along_the_prediction():
-    params = rows()
-    cond, null = params.chunk(2)
-    plain = guide(params, 3.0)
-    aside = guide(params, Guidance(3.0, parallel=0.0).weight(0, 1))
+    outputs = rows()
+    cond, null = outputs.chunk(2)
+    plain = guide(outputs, GuidanceStep(3.0))
+    aside = guide(outputs, Guidance(3.0, parallel=0.0).step(0, 1))
     centred = cond - cond.mean(-1, keepdim=True)
     moved = aside - null
     torch.testing.assert_close((moved * centred).sum(-1), torch.zeros(3, 4), atol=1e-4, rtol=0)
     # Only that part is gone, and a factor of 1 is plain guidance.
     gone = plain - aside
     assert torch.nn.functional.cosine_similarity(gone, centred, dim=-1).abs().min() > 0.9999
-    capped = Guidance(3.0, norm_cap=1e6).weight(0, 1)
-    torch.testing.assert_close(guide(params, capped), plain, atol=1e-5, rtol=1e-5)
+    capped = Guidance(3.0, norm_cap=1e6).step(0, 1)
+    torch.testing.assert_close(guide(outputs, capped), plain, atol=1e-5, rtol=1e-5)
 
 
 def test_projection_does_not_see_a_constant_in_the_logits():
-    params, shift = rows(), torch.randn(6, 4, 1)
-    weight = Guidance(2.5, parallel=0.3, norm_cap=2.0).weight(0, 1)
-    laws = [torch.softmax(guide(p, weight), dim=-1) for p in (params, params + shift)]
-    torch.testing.assert_close(laws[0], laws[1], atol=1e-5, rtol=1e-4)
+    outputs, shift = rows(), torch.randn(6, 4, 1)
+    weight = Guidance(2.5, parallel=0.3, norm_cap=2.0).step(0, 1)
+    probs = [torch.softmax(guide(p, weight), dim=-1) for p in (outputs, outputs + shift)]
+    torch.testing.assert_close(probs[0], probs[1], atol=1e-5, rtol=1e-4)
 
 
 def test_the_difference_is_shortened_to_the_cap():
-    params = rows()
-    null = params.chunk(2)[1]
-    moved = guide(params, Guidance(2.0, norm_cap=0.5).weight(0, 1)) - null
+    outputs = rows()
+    null = outputs.chunk(2)[1]
+    moved = guide(outputs, Guidance(2.0, norm_cap=0.5).step(0, 1)) - null
     length = (moved - moved.mean(-1, keepdim=True)).norm(dim=-1)
     torch.testing.assert_close(length, torch.full((3, 4), 1.0))
 
 
 def test_weights_of_their_own_for_every_row():
-    params = rows()
+    outputs = rows()
     table = torch.tensor([[1.0, 2.0, 0.0, 3.0]] * 3)
-    found = guide(params, table)
-    cond, null = params.chunk(2)
+    found = guide(outputs, GuidanceStep(table))
+    cond, null = outputs.chunk(2)
     assert torch.equal(found[:, 0], cond[:, 0])
     assert torch.equal(found[:, 2], null[:, 2])
-    torch.testing.assert_close(found[:, 3], guide(params, 3.0)[:, 3])
+    torch.testing.assert_close(found[:, 3], guide(outputs, GuidanceStep(3.0))[:, 3])
+
+
+def test_weights_of_their_own_are_projected_as_a_single_one():
+    outputs, projection = rows(), Projection(parallel=0.3, norm_cap=2.0)
+    found = guide(outputs, GuidanceStep(torch.tensor([1.0, 2.0, 2.0, 3.0]), projection))
+    for n, weight in enumerate((1.0, 2.0, 2.0, 3.0)):
+        expected = guide(outputs, GuidanceStep(weight, projection))
+        torch.testing.assert_close(found[:, n], expected[:, n])
+    assert not torch.allclose(found[:, 3], guide(outputs, GuidanceStep(3.0))[:, 3])

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from argen.build import build
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.local_order import local_order
@@ -24,8 +25,8 @@ def test_every_unknown_position_comes_once(grid):
     known = torch.zeros(2, L, dtype=torch.bool)
     known[0, :3] = known[1, 2:5] = True
     counts = cosine_counts(L - 3, 5)
-    chance = torch.rand(2, L, generator=torch.Generator().manual_seed(0))
-    order = local_order(grid, counts, known, chance)
+    probability = torch.rand(2, L, generator=torch.Generator().manual_seed(0))
+    order = local_order(grid, counts, known, probability)
     for row in range(2):
         assert sorted(order[row].tolist() + known[row].nonzero()[:, 0].tolist()) == list(range(L))
 
@@ -33,8 +34,8 @@ def test_every_unknown_position_comes_once(grid):
 def test_codes_of_a_pass_are_far_apart_and_near_known_ones():
     h, w, counts = 16, 16, cosine_counts(256, 12)
     none, noise = torch.zeros(4, 256, dtype=torch.bool), SeededNoise(range(4))
-    chance = noise.uniform(torch.arange(256))
-    local, chaos = local_order((h, w), counts, none, chance), chance.argsort(-1)
+    probability = noise.uniform(torch.arange(256))
+    local, chaos = local_order((h, w), counts, none, probability), probability.argsort(-1)
 
     def measures(order):
         apart, near, done = [], [], 0
@@ -63,18 +64,20 @@ def test_masked_draws_in_local_order():
     generator = build(for_codes(preset("generator", "tiny_mar"), spec, num_classes=3)).eval()
     groups = []
 
-    def observer(positions, codes, params):
+    def observer(positions, codes, outputs):
         groups.append(positions)
 
     def draw(known=None):
         return Masked(4, order="local")(
             generator,
             generator.conditioner(torch.tensor([0, 1])),
-            guidance=Guidance(),
-            filters=Filters(),
-            noise=SeededNoise([0, 1]),
-            observer=observer,
-            known=known,
+            SamplingContext(
+                guidance=Guidance(),
+                filters=Filters(),
+                noise=SeededNoise([0, 1]),
+                observer=observer,
+                known=known,
+            ),
         )
 
     result = draw()
@@ -84,7 +87,7 @@ def test_masked_draws_in_local_order():
     given = (torch.tensor([5, 6]), result.codes[:, 5:7])
     again = draw(known=given)
     assert torch.equal(again.codes[:, 5:7], result.codes[:, 5:7])
-    # What is drawn first lies beside what is given.
+    # What is sampled first lies beside what is given.
     first = groups[0]
     place = torch.stack((first // 4, first % 4), dim=-1).float()
     known = torch.tensor([[1.0, 1.0], [1.0, 2.0]])

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from argen.build import build
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
 from argen.decoding.speculative.draft_model import Speculative
-from argen.decoding.speculative.jacobi import Grouped, Jacobi
+from argen.decoding.speculative.jacobi import GroupedJacobi, Jacobi
 from argen.decoding.speculative.proactive import Proactive
 from argen.errors import IncompatibleError, UserError
 from argen.generators.conditioning import TextConditioner
@@ -25,7 +26,7 @@ SPECS = [
 
 
 def make(name, *, seed=0, spec=None, perturb=0.3):
-    """Build a tiny preset for the first code language it takes, with laws far from uniform."""
+    """Build a tiny preset for the first codes it takes, with distributions far from uniform."""
     torch.manual_seed(seed)
     for own in [spec] if spec else SPECS:
         try:
@@ -54,8 +55,8 @@ def conditions(conditioner, labels):
     """Return what stands for labels, also where texts are read: features of their own for each."""
     if not isinstance(conditioner, TextConditioner):
         return conditioner(torch.tensor(labels))
-    draws = torch.Generator().manual_seed(0)
-    features = torch.randn(9, conditioner.length, conditioner.feature_dim, generator=draws)
+    rng = torch.Generator().manual_seed(0)
+    features = torch.randn(9, conditioner.length, conditioner.feature_dim, generator=rng)
     mask = torch.ones(len(labels), conditioner.length, dtype=torch.bool)
     return conditioner(TextFeatures(features[labels], mask))
 
@@ -64,10 +65,12 @@ def draw(decoder, generator, labels, seeds, *, guidance=None, filters=None, obse
     return decoder(
         generator,
         conditions(generator.conditioner, labels),
-        guidance=guidance or Guidance(),
-        filters=filters or Filters(),
-        noise=SeededNoise(seeds),
-        observer=observer,
+        SamplingContext(
+            guidance=guidance or Guidance(),
+            filters=filters or Filters(),
+            noise=SeededNoise(seeds),
+            observer=observer,
+        ),
     )
 
 
@@ -79,7 +82,7 @@ def gpt():
 DECODERS = [
     Jacobi(),
     Jacobi(window=5, coupling="gumbel", guess="left"),
-    Jacobi(window=16, coupling="none", guess="certain"),
+    Jacobi(window=16, coupling="none", guess="one_hot"),
     Jacobi(window=6, coupling="none", interval=(1, 12)),
     Proactive(window=7, width=2, depth=2),
 ]
@@ -125,8 +128,8 @@ def test_a_image_is_the_same_in_any_batch(decoder, gpt):
 def test_every_code_is_finished_once(decoder, gpt):
     seen = torch.full((2, 16), -1)
 
-    def observer(positions, codes, params):
-        assert params.shape == (*codes.shape, 24)
+    def observer(positions, codes, outputs):
+        assert outputs.shape == (*codes.shape, 24)
         for row, slot in (positions >= 0).nonzero().tolist():
             assert seen[row, positions[row, slot]] == -1
             seen[row, positions[row, slot]] = codes[row, slot]
@@ -137,8 +140,8 @@ def test_every_code_is_finished_once(decoder, gpt):
     assert result.accepted.sum(0).tolist() == [16, 16]
 
 
-def test_uniform_laws_keep_every_guess():
-    """Where every law is uniform, a guess is a draw: a pass finishes a whole window."""
+def test_uniform_distributions_keep_every_guess():
+    """Where every distribution is uniform, a guess is a sample: a pass finishes a whole window."""
     generator = make("tiny_gpt", perturb=0.0)
     result = draw(Jacobi(window=6), generator, [0, 1], [0, 1])
     assert result.passes == 3
@@ -155,9 +158,9 @@ def test_grouped_keeps_more_than_rejection(gpt):
     labels, seeds = [0] * 64, list(range(64))
     strict = draw(Jacobi(**options), gpt, labels, seeds).accepted
     everything = {"p_threshold": 1.0, "d_threshold": float("inf")}
-    loose = draw(Grouped(**options, half_width=6, **everything), gpt, labels, seeds).accepted
+    loose = draw(GroupedJacobi(**options, half_width=6, **everything), gpt, labels, seeds).accepted
     assert (loose > 0).sum() < (strict > 0).sum()  # passes, over all rows
-    assert not Grouped().exact
+    assert not GroupedJacobi().exact
 
 
 @pytest.mark.parametrize(
@@ -189,7 +192,7 @@ def test_drafts_of_another_tokenizer_are_refused(gpt):
 
 
 def test_grouped_takes_the_embeddings_of_each_generator(gpt):
-    decoder, other = Grouped(), make("tiny_gpt", seed=5)
+    decoder, other = GroupedJacobi(), make("tiny_gpt", seed=5)
     for generator in (gpt, other):
         decoder.check(generator)
         assert decoder.acceptance.vectors is generator.embed.weight
@@ -203,7 +206,7 @@ def test_generators_that_cannot_look_ahead_are_told_what_fits(name, fits):
 
     generator = make("tiny_gpt")
     generator.plan = Plan(generator.plan.groups, lookahead=False, any_order=name == "tiny_mar")
-    for decoder in (Jacobi(), Grouped(), Speculative()):
+    for decoder in (Jacobi(), GroupedJacobi(), Speculative()):
         with pytest.raises(IncompatibleError, match=f"decoder={fits}"):
             decoder.check(generator)
 
@@ -219,7 +222,7 @@ def test_lossy_strategies_are_refused_where_exact_ones_are_required():
     Jacobi().require_exact()
     Speculative().require_exact()
     with pytest.raises(UserError, match="not exact"):
-        Grouped().require_exact()
+        GroupedJacobi().require_exact()
 
 
 def test_a_draft_model_is_read_from_its_directory(gpt, tmp_path):

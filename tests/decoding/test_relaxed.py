@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from argen.build import build
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
@@ -62,10 +63,12 @@ def draw(decoder, generator, cond, **settings):
     return decoder(
         generator,
         cond,
-        guidance=settings.get("guidance", Guidance()),
-        filters=settings.get("filters", Filters()),
-        noise=SeededNoise(range(len(cond))),
-        observer=settings.get("observer"),
+        SamplingContext(
+            guidance=settings.get("guidance", Guidance()),
+            filters=settings.get("filters", Filters()),
+            noise=SeededNoise(range(len(cond))),
+            observer=settings.get("observer"),
+        ),
     )
 
 
@@ -99,8 +102,8 @@ def test_every_code_is_finished_once_and_batches_do_not_matter(tree):
     decoder, cond = Relaxed(make_drafter(generator), k=0, **tree), condition(generator, 2)
     seen = torch.full((2, 16), -1)
 
-    def observer(positions, codes, params):
-        assert params.shape == (*codes.shape, 24)
+    def observer(positions, codes, outputs):
+        assert outputs.shape == (*codes.shape, 24)
         for row, slot in (positions >= 0).nonzero().tolist():
             assert seen[row, positions[row, slot]] == -1
             seen[row, positions[row, slot]] = codes[row, slot]
@@ -145,14 +148,14 @@ def test_a_drafter_is_fitted_to_its_target(name):
     drafter = new_drafter(preset("drafter", "eagle") | {"loss": None}, require_target(generator))
     cond, codes = condition(generator, 3), torch.randint(24, (3, 16))
     Relaxed(drafter, k=0).check(generator)
-    # Row 0 of the drafter predicts the vector behind the second code drawn, from that of the first.
-    drawn = arrange(codes, generator.order)
-    hidden = generator.hidden(drawn, cond, order=generator.order)
+    # Row 0 of the drafter predicts the vector behind the second code from that of the first.
+    sampled = arrange(codes, generator.order)
+    hidden = generator.hidden(sampled, cond, order=generator.order)
     assert torch.equal(drafter.embed.weight, code_vectors(generator, 24))
     skip = drafter.prefix_rows
     places = torch.arange(15) + skip
     if not skip:
-        found = drafter(drawn[:, :-1], hidden[:, :-1], places)
+        found = drafter(sampled[:, :-1], hidden[:, :-1], places)
         wanted = torch.nn.functional.smooth_l1_loss(found, hidden[:, 1:])
         output = drafter.loss(generator, codes, cond, noise_scale=0.0)
         torch.testing.assert_close(output.metrics["feature"], wanted)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from argen.build import build
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
@@ -38,22 +39,29 @@ def draw(model, *, known=None, scale=2.0, order="plan", seeds=(1, 2, 3), observe
     return Sequential(order)(
         model,
         model.conditioner(torch.tensor([0, 3, 1])),
-        guidance=Guidance(scale),
-        filters=Filters(),
-        noise=SeededNoise(seeds),
-        known=known,
-        observer=observer,
+        SamplingContext(
+            guidance=Guidance(scale),
+            filters=Filters(),
+            noise=SeededNoise(seeds),
+            known=known,
+            observer=observer,
+        ),
     )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_known_codes_are_kept_and_the_rest_is_drawn_as_ever(name):
     model = make(name)
-    drawn = [p for group in model.plan.groups for p in group]
+    sampled = [p for group in model.plan.groups for p in group]
     free = draw(model)
     assert free.passes == 16
-    # What a model drew itself, given back in part, makes it draw the same rest.
-    for positions in (drawn[:8], drawn[3:9], [drawn[0], drawn[5], drawn[6], drawn[15]], drawn):
+    # What a model drew itself, given back in part, makes it sample the same rest.
+    for positions in (
+        sampled[:8],
+        sampled[3:9],
+        [sampled[0], sampled[5], sampled[6], sampled[15]],
+        sampled,
+    ):
         at = torch.tensor(positions)
         result = draw(model, known=(at, free.codes[:, at]))
         assert torch.equal(result.codes, free.codes)
@@ -63,20 +71,20 @@ def test_known_codes_are_kept_and_the_rest_is_drawn_as_ever(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_comes_after_hears_known_codes(name):
     model = make(name)
-    drawn = [p for group in model.plan.groups for p in group]
-    at, given = torch.tensor(drawn[4:8]), codes_of(model.spec, 3)
+    sampled = [p for group in model.plan.groups for p in group]
+    at, given = torch.tensor(sampled[4:8]), codes_of(model.spec, 3)
     free = draw(model)
     seen = []
     result = draw(
         model,
         known=(at, given[:, at]),
-        observer=lambda positions, codes, params: seen.append(positions),
+        observer=lambda positions, codes, outputs: seen.append(positions),
     )
     assert torch.equal(result.codes[:, at], given[:, at])
-    before, after = torch.tensor(drawn[:4]), torch.tensor(drawn[8:])
+    before, after = torch.tensor(sampled[:4]), torch.tensor(sampled[8:])
     assert torch.equal(result.codes[:, before], free.codes[:, before])
     assert not torch.equal(result.codes[:, after], free.codes[:, after])
-    assert sorted(torch.cat(seen).tolist()) == sorted(drawn[:4] + drawn[8:])
+    assert sorted(torch.cat(seen).tolist()) == sorted(sampled[:4] + sampled[8:])
 
 
 def test_samples_may_have_different_known_positions():
@@ -89,10 +97,12 @@ def test_samples_may_have_different_known_positions():
         alone = Sequential()(
             model,
             model.conditioner(torch.tensor([[0, 3, 1][row]])),
-            guidance=Guidance(2.0),
-            filters=Filters(),
-            noise=SeededNoise([row + 1]),
-            known=(at[row], given[row, at[row]]),
+            SamplingContext(
+                guidance=Guidance(2.0),
+                filters=Filters(),
+                noise=SeededNoise([row + 1]),
+                known=(at[row], given[row, at[row]]),
+            ),
         )
         assert torch.equal(alone.codes[0], result.codes[row])
 
@@ -106,7 +116,7 @@ def test_known_first_lets_every_code_hear_the_known_ones():
         model,
         known=known,
         order="known_first",
-        observer=lambda positions, codes, params: seen.append(positions),
+        observer=lambda positions, codes, outputs: seen.append(positions),
     )
     assert torch.equal(result.codes.gather(1, at), known[1])
     assert result.passes == 13

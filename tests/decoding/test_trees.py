@@ -1,4 +1,4 @@
-"""Trees of drafts: the walk keeps the model's law, and the drafter network draws from its own."""
+"""Trees of drafts: the walk keeps the model's distribution, and drafts have their own."""
 
 import pytest
 import torch
@@ -14,59 +14,59 @@ V, SHAPE = 3, TreeShape([[0], [1], [0, 0], [0, 1], [1, 0]])
 
 
 def table(seed, *shape):
-    draws = torch.Generator().manual_seed(seed)
-    return torch.softmax(1.5 * torch.randn(*shape, V, generator=draws, dtype=torch.float64), -1)
+    decisions = torch.Generator().manual_seed(seed)
+    return torch.softmax(1.5 * torch.randn(*shape, V, generator=decisions, dtype=torch.float64), -1)
 
 
-# Law of three codes, and the drafter's law of the first two.
+# Distribution of three codes, and the drafter's distribution of the first two.
 P1, P2, P3 = table(0), table(1, V), table(2, V, V)
 Q1, Q2 = table(3), table(4, V)
 
 
-def draw_tree(N, draws):
-    """Draw the children of each node one after another without replacement, as `grow_drawn`."""
+def sample_tree(N, decisions):
+    """Sample the children of each node one after another without replacement, as `grow_sampled`."""
     parents = torch.tensor(SHAPE.parents)
     codes = torch.zeros(N, len(parents), dtype=torch.long)
-    laws = torch.zeros(N, len(parents) + 1, V, dtype=torch.float64)
+    tree_probs = torch.zeros(N, len(parents) + 1, V, dtype=torch.float64)
     rows, everywhere = torch.arange(N), torch.ones(N, 1, dtype=torch.bool)
     for number, children in enumerate(SHAPE.children):
-        law = Q1.expand(N, V) if number == 0 else Q2[codes[:, number - 1]]
-        laws[:, number] = law
+        probs = Q1.expand(N, V) if number == 0 else Q2[codes[:, number - 1]]
+        tree_probs[:, number] = probs
         for child in children:
-            left = law / law.sum(-1, keepdim=True)
-            new = draws.choose(left[:, None], everywhere, use=0, matters=everywhere)[:, 0]
+            left = probs / probs.sum(-1, keepdim=True)
+            new = decisions.choose(left[:, None], everywhere, use=0, where=everywhere)[:, 0]
             codes[:, child - 1] = new
-            law = law.scatter(1, new[:, None], 0.0)
+            probs = probs.scatter(1, new[:, None], 0.0)
     width = max(len(children) for children in SHAPE.children)
-    return Tree(codes, parents, laws, width, SHAPE.depth), rows
+    return Tree(codes, parents, tree_probs, width, SHAPE.depth), rows
 
 
-def certain_tree(N):
+def one_hot_tree(N):
     """Give every run the same tree of chosen codes."""
     codes = torch.tensor([0, 2, 1, 0, 1]).expand(N, -1)
     return Tree(codes, torch.tensor(SHAPE.parents), None, 2, 2)
 
 
 def joint_after(kind, acceptance):
-    """Return the law of three codes: what one pass makes final, then plain sampling."""
+    """Return the distribution of three codes: what one pass makes final, then plain sampling."""
 
     def once(origin, script):
-        draws, N = Scripted(script), len(origin)
-        tree = certain_tree(N) if kind == "dynamic" else draw_tree(N, draws)[0]
+        decisions, N = Scripted(script), len(origin)
+        tree = one_hot_tree(N) if kind == "dynamic" else sample_tree(N, decisions)[0]
         codes = tree.codes
-        laws = torch.zeros(N, codes.shape[1] + 1, V, dtype=torch.float64)
-        laws[:, 0] = P1
+        tree_probs = torch.zeros(N, codes.shape[1] + 1, V, dtype=torch.float64)
+        tree_probs[:, 0] = P1
         for number, parent in enumerate(SHAPE.parents, 1):
             here = codes[:, number - 1]
-            laws[:, number] = P2[here] if parent == 0 else P3[codes[:, parent - 1], here]
+            tree_probs[:, number] = P2[here] if parent == 0 else P3[codes[:, parent - 1], here]
         steps = torch.arange(3).expand(N, -1)
         limit = torch.full((N,), 2)
-        kept = walk(tree, laws, steps, draws, 0, acceptance=acceptance, limit_B=limit)
+        kept = walk(tree, tree_probs, steps, decisions, 0, acceptance=acceptance, limit_B=limit)
         every = torch.ones(N, 1, dtype=torch.bool)
-        extra = draws.choose(kept.law[:, None], every, use=use_of(FRESH), matters=every)
+        extra = decisions.choose(kept.probs[:, None], every, use=use_of(FRESH), where=every)
         final = torch.zeros(N, 3, dtype=torch.long)
         final[:, :2] = codes.gather(1, (kept.path - 1).clamp(min=0))
-        return (final.scatter(1, kept.count_B[:, None], extra), kept.count_B), draws
+        return (final.scatter(1, kept.count_B[:, None], extra), kept.count_B), decisions
 
     ((final, count), weight), *_ = follow(once, torch.ones(1, dtype=torch.float64))
     joint = torch.zeros(V, V, V, dtype=torch.float64)
@@ -86,17 +86,17 @@ def variation(joint):
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
-def test_plain_acceptance_keeps_the_law(kind):
-    joint, kept = joint_after(kind, NeighbourRejection(k=0, delta=0.0, certain=kind == "dynamic"))
+def test_plain_acceptance_keeps_the_distribution(kind):
+    joint, kept = joint_after(kind, NeighbourRejection(k=0, delta=0.0, one_hot=kind == "dynamic"))
     assert variation(joint) < 1e-12
     assert kept > 0.5
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
-def test_relaxed_acceptance_keeps_more_and_moves_the_law(kind):
+def test_relaxed_acceptance_keeps_more_and_moves_the_distribution(kind):
     nearest = nearest_codes(torch.tensor([[0.0], [1.0], [3.0]]), 2)
-    exact = NeighbourRejection(k=0, delta=0.0, certain=kind == "dynamic")
-    loose = NeighbourRejection(k=1, delta=0.3, certain=kind == "dynamic", nearest=nearest)
+    exact = NeighbourRejection(k=0, delta=0.0, one_hot=kind == "dynamic")
+    loose = NeighbourRejection(k=1, delta=0.3, one_hot=kind == "dynamic", nearest=nearest)
     joint, kept = joint_after(kind, loose)
     assert abs(float(joint.sum()) - 1) < 1e-12
     assert kept > joint_after(kind, exact)[1]
@@ -104,17 +104,17 @@ def test_relaxed_acceptance_keeps_more_and_moves_the_law(kind):
     assert not loose.exact
 
 
-def test_kept_law_moves_by_at_most_the_borrowed_mass():
-    """Before a draft is replaced, keeping it more often moves its law by at most the bound."""
+def test_kept_distribution_moves_by_at_most_the_borrowed_mass():
+    """Keeping a draft more often moves its distribution by at most the bound."""
     p = table(5, 40)
     nearest = nearest_codes(torch.randn(V, 2, generator=torch.Generator().manual_seed(0)), 2)
     for delta in (0.05, 0.3):
-        rule = NeighbourRejection(k=1, delta=delta, certain=True, nearest=nearest)
+        rule = NeighbourRejection(k=1, delta=delta, one_hot=True, nearest=nearest)
         for x in range(V):
             draft = torch.full((40, 1, 1), x)
-            chance = rule.chance(p[:, None, None], p[:, None, None], draft)[:, 0, 0]
-            assert (chance - p[:, x] <= delta + 1e-12).all()
-            assert (chance >= p[:, x]).all()
+            probability = rule.probability(p[:, None, None], p[:, None, None], draft)[:, 0, 0]
+            assert (probability - p[:, x] <= delta + 1e-12).all()
+            assert (probability >= p[:, x]).all()
 
 
 def test_neighbours_are_sorted_and_exclude_the_code_itself():

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from argen.build import build
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
@@ -27,10 +28,12 @@ def draw(decoder, generator, **settings):
     return decoder(
         generator,
         generator.conditioner(torch.tensor([0, 2])),
-        guidance=settings.get("guidance", Guidance()),
-        filters=Filters(top_k=15),
-        noise=SeededNoise([3, 4]),
-        observer=settings.get("observer"),
+        SamplingContext(
+            guidance=settings.get("guidance", Guidance()),
+            filters=Filters(top_k=15),
+            noise=SeededNoise([3, 4]),
+            observer=settings.get("observer"),
+        ),
     )
 
 
@@ -39,21 +42,21 @@ def draw(decoder, generator, **settings):
 def test_every_position_is_drawn_once_and_passes_are_as_stated(grid, window):
     h, w = grid
     passes = schedule(grid, window)
-    assert sorted(p for drawn, _, _ in passes for p in drawn) == list(range(h * w))
+    assert sorted(p for sampled, _, _ in passes for p in sampled) == list(range(h * w))
     assert len(passes) == w + (h - 1) * min(window, w)
     drawn_before = set()
-    for number, (drawn, sources, steps) in enumerate(passes):
-        assert len(sources) == len(steps) >= len(drawn)
-        assert steps[: len(drawn)] == [p - 1 for p in drawn]
+    for number, (sampled, sources, steps) in enumerate(passes):
+        assert len(sources) == len(steps) >= len(sampled)
+        assert steps[: len(sampled)] == [p - 1 for p in sampled]
         assert number == 0 or set(sources) <= drawn_before
-        drawn_before |= set(drawn)
+        drawn_before |= set(sampled)
 
 
 def test_every_code_is_fed_at_its_own_place():
     passes = schedule((4, 6), 2)
     own = {
         step
-        for drawn, sources, steps in passes
+        for sampled, sources, steps in passes
         for source, step in zip(sources, steps)
         if source == step
     }
@@ -68,7 +71,7 @@ def test_a_window_as_wide_as_the_grid_is_sequential_decoding(name, guidance):
     generator = make(name, GRID if name == "tiny_gpt" else subs)
     seen = torch.full_like(draw(Sequential(), generator, guidance=guidance).codes, -1)
 
-    def observer(positions, codes, params):
+    def observer(positions, codes, outputs):
         assert (seen[:, positions] == -1).all()
         seen[:, positions] = codes
 
@@ -96,3 +99,12 @@ def test_what_does_not_fit_is_refused():
     line = CodeSpec("discrete", (Segment((1, 24), vocab_sizes=(20,)),))
     with pytest.raises(IncompatibleError, match="sequential"):
         ZipAR(2).check(make(spec=line))
+
+
+def test_projected_guidance_takes_rising_weights():
+    generator = make()
+    settings = {"guidance": Guidance(3.0, "linear", parallel=0.2)}
+    expected = draw(Sequential(), generator, **settings).codes
+    assert torch.equal(draw(ZipAR(6), generator, **settings).codes, expected)
+    plain = {"guidance": Guidance(3.0, "linear")}
+    assert not torch.equal(draw(ZipAR(6), generator, **plain).codes, expected)

@@ -12,6 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from argen.build import META, build
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
@@ -125,13 +126,15 @@ def test_decoder():
     model, decoder = generator(), made("configs/decoder/annealed.yaml")
     cond = model.conditioner(torch.tensor([0, 1, 2]))
     options = {"guidance": Guidance(scale=2.0), "noise": SeededNoise([1, 2, 3])}
-    result = decoder(model, cond, filters=Filters(), **options)
+    result = decoder(model, cond, SamplingContext(filters=Filters(), **options))
     model.spec.check(result.codes)
     assert result.passes == 16
     even = copy.deepcopy(decoder)
     even.first = even.last = 1.0
-    plain = Sequential()(model, cond, filters=Filters(), **options)
-    assert torch.equal(even(model, cond, filters=Filters(), **options).codes, plain.codes)
+    plain = Sequential()(model, cond, SamplingContext(filters=Filters(), **options))
+    assert torch.equal(
+        even(model, cond, SamplingContext(filters=Filters(), **options)).codes, plain.codes
+    )
     assert not torch.equal(result.codes, plain.codes)
 
 

@@ -88,5 +88,12 @@ def test_commands_name_what_exists(composer, command):
 
 
 def test_every_strategy_has_a_section():
-    sections = set(re.findall(r"^## (\w+)$", PAGES["decoding"], re.M))
-    assert sections >= set(presets_table.preset_names("decoder"))
+    sections = re.findall(r"^### (\w+)$", presets_table.options_list(), re.M)
+    assert sections == presets_table.preset_names("decoder")
+
+
+def test_a_section_names_every_option_of_the_preset():
+    for section in presets_table.options_list().split("### ")[1:]:
+        name, text = section.split("\n", 1)
+        options = set(presets_table.preset("decoder", name)) - {"_target_", presets_table.META}
+        assert options <= set(re.findall(r"^\| `(\w+)` \|", text, re.M)), name

@@ -8,6 +8,7 @@ import torch
 from argen.decoding.filters import Filters
 from argen.errors import UserError
 from argen.generators.heads.diffusion import DiffusionHead, noise_temperature
+from argen.generators.heads.guidance import GuidanceStep
 from argen.layers.diffusion import GaussianDiffusion, binned_log_likelihood, spaced_timesteps
 from argen.layers.noise import SeededNoise
 
@@ -140,7 +141,7 @@ def test_the_network_sees_original_timesteps():
     model.net.time.register_forward_hook(lambda module, args, out: seen.append(int(args[0])))
     model.sample(
         torch.zeros(1, 2, 5),
-        weight=None,
+        guidance=None,
         filters=Filters(),
         noise=SeededNoise([0]),
         positions=torch.arange(2),
@@ -151,7 +152,7 @@ def test_the_network_sees_original_timesteps():
 def draw(model, hidden, *, weight=None, temperature=1.0):
     return model.sample(
         hidden,
-        weight=weight,
+        guidance=None if weight is None else GuidanceStep(weight),
         filters=Filters(temperature=temperature),
         noise=SeededNoise(range(2)),
         positions=torch.arange(hidden.shape[1]),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from argen.build import build
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.masked import Masked, cosine_counts
@@ -41,11 +42,13 @@ def sample(model, *, steps=5, rows=2, scale=2.0, known=None, observer=None, temp
     return Masked(steps)(
         model,
         model.conditioner(torch.arange(rows)),
-        guidance=Guidance(scale=scale, schedule="linear"),
-        filters=Filters(temperature=temperature),
-        noise=SeededNoise(range(rows)),
-        known=known,
-        observer=observer,
+        SamplingContext(
+            guidance=Guidance(scale=scale, schedule="linear"),
+            filters=Filters(temperature=temperature),
+            noise=SeededNoise(range(rows)),
+            known=known,
+            observer=observer,
+        ),
     )
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
@@ -104,8 +105,8 @@ def test_guidance_runs_through_the_null_class():
     generator = make()
     cond = generator.conditioner(torch.tensor([1]))
     draw = {"filters": Filters(temperature=0), "noise": SeededNoise([0])}
-    plain = Sequential()(generator, cond, guidance=Guidance(), **draw)
-    strong = Sequential()(generator, cond, guidance=Guidance(9.0), **draw)
+    plain = Sequential()(generator, cond, SamplingContext(guidance=Guidance(), **draw))
+    strong = Sequential()(generator, cond, SamplingContext(guidance=Guidance(9.0), **draw))
     assert plain.passes == strong.passes == 7
     assert not torch.equal(plain.codes, strong.codes)
 

@@ -183,7 +183,7 @@ def test_ids_beyond_the_codes_are_never_drawn():
     params[..., 32:] = 10.0
     drawn = model.head.sample(
         params,
-        weight=None,
+        guidance=None,
         filters=Filters(),
         noise=SeededNoise([0, 1]),
         positions=torch.arange(500),

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from argen.build import build
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
@@ -123,7 +124,9 @@ def test_drawing_in_a_random_order_follows_the_model():
     options = {"guidance": Guidance(), "filters": Filters(), "noise": SeededNoise(seeds)}
     seen = []
     result = Sequential(order="random")(
-        model, cond, observer=lambda p, codes, params: seen.append((p, params)), **options
+        model,
+        cond,
+        SamplingContext(observer=lambda p, codes, params: seen.append((p, params)), **options),
     )
     orders = torch.cat([p for p, _ in seen], dim=1)
     assert torch.equal(orders.sort(-1).values, torch.arange(16).expand(3, 16))

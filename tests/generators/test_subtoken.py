@@ -7,10 +7,12 @@ import torch
 from torch.nn import functional as F
 
 from argen.build import build
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
 from argen.errors import IncompatibleError, UserError
+from argen.generators.heads.guidance import GuidanceStep
 from argen.generators.heads.split import VocabularySplit
 from argen.layers.noise import SeededNoise
 from argen.runtime.presets import for_codes, preset
@@ -96,7 +98,7 @@ def test_draws_follow_the_teacher_forced_law(name, spec):
     params = model.score(codes, cond)
     noise, positions = SeededNoise([5, 6]), torch.arange(spec.length)
     drawn = model.head.sample(
-        params, weight=None, filters=Filters(), noise=noise, positions=positions
+        params, guidance=None, filters=Filters(), noise=noise, positions=positions
     )
     spec.check(drawn)
     ids = model.head.to_ids(drawn)
@@ -153,7 +155,7 @@ def test_guidance_and_filters_of_each_id():
 
     def drawn(weight, filters):
         return model.head.sample(
-            params, weight=weight, filters=filters, noise=noise, positions=positions
+            params, guidance=GuidanceStep(weight), filters=filters, noise=noise, positions=positions
         )
 
     greedy = Filters(temperature=0.0)
@@ -184,18 +186,22 @@ def test_weights_of_each_id_follow_the_schedule():
     model, cond_of = make(), torch.tensor([0, 3])
     options = {"filters": Filters(), "noise": SeededNoise([1, 2])}
     cond, decode = model.conditioner(cond_of), Sequential()
-    each = decode(model, cond, guidance=Guidance(sub_tokens=[2.0] * 3), **options)
-    assert torch.equal(each.codes, decode(model, cond, guidance=Guidance(2.0), **options).codes)
+    each = decode(model, cond, SamplingContext(guidance=Guidance(sub_tokens=[2.0] * 3), **options))
+    assert torch.equal(
+        each.codes, decode(model, cond, SamplingContext(guidance=Guidance(2.0), **options)).codes
+    )
     plain = make("tiny_gpt", SINGLE)
     with pytest.raises(UserError, match="factorised head"):
-        decode(plain, plain.conditioner(cond_of), guidance=guidance, **options)
+        decode(plain, plain.conditioner(cond_of), SamplingContext(guidance=guidance, **options))
     with pytest.raises(UserError, match="factorised head"):
         decode(
             plain,
             plain.conditioner(cond_of),
-            guidance=Guidance(),
-            filters=Filters(sub_tokens=[{}, {}]),
-            noise=SeededNoise([1, 2]),
+            SamplingContext(
+                guidance=Guidance(),
+                filters=Filters(sub_tokens=[{}, {}]),
+                noise=SeededNoise([1, 2]),
+            ),
         )
 
 
@@ -204,7 +210,7 @@ def test_one_sequence_of_slots_for_many_positions():
     """Drawing n positions at once equals drawing them one by one."""
     model, noise = make(), SeededNoise([1, 2, 3])
     params = torch.randn(3, 6, 64)
-    options = {"weight": None, "filters": Filters(), "noise": noise}
+    options = {"guidance": None, "filters": Filters(), "noise": noise}
     together = model.head.sample(params, positions=torch.arange(6), **options)
     one_by_one = [
         model.head.sample(params[:, i : i + 1], positions=torch.tensor([i]), **options)

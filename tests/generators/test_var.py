@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from argen.build import build
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
@@ -150,10 +151,12 @@ def test_guidance_ramp_leaves_the_first_scale_alone():
     Sequential()(
         generator,
         cond,
-        guidance=guidance,
-        filters=Filters(),
-        noise=SeededNoise([0]),
-        observer=lambda positions, codes, params: seen.append(params),
+        SamplingContext(
+            guidance=guidance,
+            filters=Filters(),
+            noise=SeededNoise([0]),
+            observer=lambda positions, codes, params: seen.append(params),
+        ),
     )
     with torch.inference_mode():
         torch.testing.assert_close(seen[0], generator.predict(generator.start(cond)))
@@ -166,10 +169,12 @@ def test_known_codes_stay_when_the_rest_is_drawn():
     drawn = Sequential()(
         generator,
         generator.conditioner(torch.tensor([1, 2])),
-        guidance=Guidance(),
-        filters=Filters(),
-        noise=SeededNoise([0, 1]),
-        known=(positions, codes[0, positions]),
+        SamplingContext(
+            guidance=Guidance(),
+            filters=Filters(),
+            noise=SeededNoise([0, 1]),
+            known=(positions, codes[0, positions]),
+        ),
     ).codes
     assert torch.equal(drawn[:, positions], codes[:, positions].expand(2, -1))
     assert not torch.equal(drawn[0], drawn[1])

@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from argen.build import build
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
 from argen.errors import IncompatibleError, UserError
 from argen.generators.heads.flow import FlowHead, Velocity
+from argen.generators.heads.guidance import GuidanceStep
 from argen.generators.xar.entities import entities
 from argen.generators.xar.xar import whole_time
 from argen.layers.noise import SeededNoise
@@ -43,10 +45,12 @@ def sample(model, *, rows=2, seeds=(5, 6), scale=2.0, temperature=1.0, known=Non
     return Sequential()(
         model,
         model.conditioner(torch.arange(rows)),
-        guidance=Guidance(scale=scale, schedule="linear", inclusive=True),
-        filters=Filters(temperature=temperature),
-        noise=SeededNoise(seeds[:rows]),
-        known=known,
+        SamplingContext(
+            guidance=Guidance(scale=scale, schedule="linear", inclusive=True),
+            filters=Filters(temperature=temperature),
+            noise=SeededNoise(seeds[:rows]),
+            known=known,
+        ),
     )
 
 
@@ -159,6 +163,16 @@ def test_times_are_cut_off_in_float32():
     assert [whole_time(t) for t in (0.0, 0.0409, 1.0)] == [0, 40, 1000]
 
 
+class Field(Velocity):
+    """A velocity field that is written out."""
+
+    def __init__(self, evaluate, shape):
+        self.evaluate, self.shape, self.device = evaluate, shape, torch.device("cpu")
+
+    def __call__(self, x, t):
+        return self.evaluate(x, t)
+
+
 def field_towards(target, null=None):
     """Return the exact field of a point mass, whose flow ends in that point."""
     rows = target if null is None else torch.cat((target, null))
@@ -166,13 +180,13 @@ def field_towards(target, null=None):
     def evaluate(x, t):
         return (x - rows) / max(t, 1e-9)
 
-    return Velocity(evaluate, tuple(rows.shape), rows.device)
+    return Field(evaluate, tuple(rows.shape))
 
 
 def follow(head, field, *, weight=None, temperature=1.0):
     return head.sample(
         field,
-        weight=weight,
+        guidance=None if weight is None else GuidanceStep(weight),
         filters=Filters(temperature=temperature),
         noise=SeededNoise([0, 1]),
         positions=torch.arange(4),
@@ -190,15 +204,15 @@ def test_both_samplers_reach_a_point_mass(sampler, close):
 
 
 def test_the_stochastic_sampler_keeps_the_marginals():
-    # Velocity of a standard normal target: at time t the law is N(0, (1-t)^2 + t^2).
+    # Velocity of a standard normal target: at time t the distribution is N(0, (1-t)^2 + t^2).
     def evaluate(x, t):
         return x * (2 * t - 1) / ((1 - t) ** 2 + t**2)
 
     shape = (64, 64, 3)
     head = FlowHead(steps=60)
     drawn = head.sample(
-        Velocity(evaluate, shape, torch.device("cpu")),
-        weight=None,
+        Field(evaluate, shape),
+        guidance=None,
         filters=Filters(),
         noise=SeededNoise(range(64)),
         positions=torch.arange(64),

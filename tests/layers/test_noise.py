@@ -78,3 +78,25 @@ def test_gumbel_maxima_follow_the_logits():
     shares = torch.bincount((logits + noise).argmax(-1).flatten(), minlength=4) / 20000
     expected = torch.softmax(logits, dim=0)
     assert ((shares - expected).abs() < 4 * (expected * (1 - expected) / 20000).sqrt()).all()
+
+
+@pytest.mark.parametrize("rest", [0, (1 << 40) - 1])
+def test_uniform_lies_between_0_and_1_for_all_of_the_first_24_bits(rest, monkeypatch):
+    noise = SeededNoise([0])
+    for first in torch.arange(1 << 24).split(1 << 22):
+        bits = (first << 40) | rest
+        monkeypatch.setattr(noise, "_bits", lambda *key, bits=bits: bits[None, :, None])
+        x = noise.uniform(AT)
+        assert x.min() > 0
+        assert x.max() < 1
+        assert noise.gumbel(AT).isfinite().all()
+
+
+def test_uniform_fills_53_bits_without_rounding():
+    x = SeededNoise(range(500)).uniform(AT)
+    assert x.dtype == torch.float64
+    whole = (x * 2.0**53).long()
+    assert torch.equal(whole.double() * 2.0**-53, x)
+    assert (whole & 1).all()  # the half step
+    shares = torch.stack([(whole >> bit & 1).double().mean() for bit in range(1, 53)])
+    assert (shares - 0.5).abs().max() < 5 * 0.5 / math.sqrt(x.numel())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from argen.runtime.renamed import KEYS, renamed_settings, renamed_word
+from argen.runtime.renamed import KEYS, VALUES, renamed_settings, renamed_word
 
 
 @pytest.mark.parametrize(("old", "new"), sorted(KEYS.items()))
@@ -14,6 +14,15 @@ def test_every_old_key_of_the_command_line(old, new, prefix):
     with pytest.warns(FutureWarning, match=new):
         assert renamed_word(f"{prefix}{old}=7") == f"{new_prefix}{new}=7"
     assert renamed_word(f"{prefix}{new}=7") == f"{prefix}{new}=7"
+
+
+@pytest.mark.parametrize(("key", "old", "new"), [(*place, new) for place, new in VALUES.items()])
+def test_every_old_value(key, old, new):
+    with pytest.warns(FutureWarning, match=f"{key}={new}"):
+        assert renamed_word(f"{key}={old}") == f"{key}={new}"
+    group, name = key.split(".")
+    with pytest.warns(FutureWarning, match=f"{key}={new}"):
+        assert renamed_settings({group: {name: old}}) == {group: {name: new}}
 
 
 def test_words_that_are_not_settings_stay():

@@ -12,14 +12,15 @@ import forked
 import pytest
 import torch
 from bench.cases import Case, measure
-from bench.law import law_of
+from bench.exactness import exactness_of
 from bench.machine import bound
 from bench.plot import save_plot
 from bench.table import markdown
 from PIL import Image
 
+from argen.decoding.context import SamplingContext
 from argen.decoding.sequential import Sequential
-from argen.decoding.speculative.jacobi import Grouped, Jacobi
+from argen.decoding.speculative.jacobi import GroupedJacobi, Jacobi
 from argen.decoding.zipar import ZipAR
 
 ROOT = Path(__file__).parents[2]
@@ -178,9 +179,11 @@ def test_the_released_loop_draws_the_same_greedy_codes() -> None:
     ours = Sequential()(
         model,
         model.conditioner(labels),
-        guidance=Guidance(2.0),
-        filters=Filters(temperature=0.0),
-        noise=SeededNoise([0, 1]),
+        SamplingContext(
+            guidance=Guidance(2.0),
+            filters=Filters(temperature=0.0),
+            noise=SeededNoise([0, 1]),
+        ),
     ).codes
     assert (released == ours).float().mean() > 0.98  # a tie in the last bit may end the agreement
 
@@ -206,10 +209,10 @@ def test_a_plot_has_a_dot_for_every_row(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "taller.png").height > image.height > 0
 
 
-def test_the_law_of_a_strategy() -> None:
-    assert law_of(Jacobi()) == law_of(Sequential()) == "exact"
-    assert law_of(ZipAR()) == "not exact"
-    word, distance, _ = law_of(Grouped()).split()
+def test_how_exact_a_strategy_is() -> None:
+    assert exactness_of(Jacobi()) == exactness_of(Sequential()) == "exact"
+    assert exactness_of(ZipAR()) == "not exact"
+    word, distance, _ = exactness_of(GroupedJacobi()).split()
     assert word == "TV"
     assert 0 < float(distance) < 0.3
 

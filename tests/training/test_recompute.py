@@ -20,7 +20,7 @@ SPEC = CodeSpec("discrete", (Segment((4, 4), (64,)),))
 def test_losses_gradients_and_names_stay() -> None:
     torch.manual_seed(0)
     plain = build(for_codes(preset("generator", "tiny_gpt"), SPEC)).train()
-    for output in plain.head.outputs():  # a head of zeros would hide every gradient
+    for output in plain.head.output_layers():  # a head of zeros would hide every gradient
         nn.init.normal_(output.weight, std=0.02)
     other = copy.deepcopy(plain)
     assert recompute_activations(other) == len(plain.blocks)

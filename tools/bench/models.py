@@ -87,7 +87,7 @@ def generator(name: str, *, device: torch.device, dtype: torch.dtype, **changes:
         model = build({**for_codes(preset("generator", name), spec), **changes})
     if name.startswith("var_"):  # its inputs are made by the tokenizer's quantiser
         model.bind(tokenizer(how.tokenizer, device=device, dtype=dtype, changes=how.changes))
-    for output in model.head.outputs():
+    for output in model.head.output_layers():
         nn.init.normal_(output.weight, std=0.02)
     return model.to(device, dtype)
 

@@ -13,6 +13,7 @@ from released.llamagen_loop import ReleasedLoop
 from argen.build import build
 from argen.data.codes import CodeDataset
 from argen.decoding.base import Decoder
+from argen.decoding.context import SamplingContext
 from argen.decoding.default import default_decoder
 from argen.decoding.sequential import Sequential
 from argen.errors import UserError, suggest
@@ -26,7 +27,7 @@ from argen.recipes.run_metrics import heldout_bits
 from argen.runtime.device import pick_device
 from argen.runtime.presets import preset, preset_names
 from bench.cases import Case
-from bench.law import law_of
+from bench.exactness import exactness_of
 from bench.models import Published, generator, published, read_bytes
 
 # Beside the presets of configs/decoder: LlamaGen's released loop, `sequential` compiled, and what
@@ -111,7 +112,7 @@ def _case(
         call = lambda: {"passes": loop(labels).shape[1]}  # noqa: E731
     else:
         decoder = decoder_of(name, network, how, tokenizer, **settings["options"].get(name, {}))
-        law = law_of(decoder)
+        exactness = exactness_of(decoder)
 
         def call() -> dict[str, Any]:
             passes = []
@@ -121,16 +122,18 @@ def _case(
                     result = decoder(
                         network,
                         network.conditioner((labels + number) % network.conditioner.num_classes),
-                        guidance=guidance,
-                        filters=filters,
-                        noise=SeededNoise(range(first_seed, first_seed + batch), device=device),
+                        SamplingContext(
+                            guidance=guidance,
+                            filters=filters,
+                            noise=SeededNoise(range(first_seed, first_seed + batch), device=device),
+                        ),
                     )
                 passes.append(result.passes)
             mean = statistics.mean(passes)
             return {
                 "passes": mean,
                 "codes/pass": L / mean,
-                "law": law,
+                "distribution": exactness,
                 **({} if bits is None else {"bits/code": bits}),
             }
 
@@ -157,7 +160,7 @@ def _rows(network: Any, batch: int, decoders: list[str]) -> int | None:
     """Return the rows of a product, None where a strategy among them leaves that open."""
     if not {"released", "sequential", "compiled"}.issuperset(decoders):
         return None
-    return Sequential().most_rows(network, batch)
+    return Sequential().max_rows(network, batch)
 
 
 def _base(precision: str, first: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def _mar(fixture: Fixture, name: str) -> list[float]:
     for step in range(steps):
         wanted = math.floor(tokens * math.cos(math.pi / 2 * (step + 1) / steps))
         masked = max(1, min(masked - 1, wanted))
-        weights.append(guidance.at((tokens - masked) / tokens))
+        weights.append(guidance.weight_at((tokens - masked) / tokens))
     return weights
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from argen.decoding.filters import Filters
-from argen.decoding.speculative.decisions import Draws
+from argen.decoding.speculative.decisions import Decisions
 from argen.decoding.speculative.neighbours import NeighbourRejection, nearest_codes
 from argen.decoding.speculative.trees import Tree, Walk, walk
 from replays.fixture import Fixture
@@ -29,22 +29,22 @@ def replay(fixture: Fixture) -> dict[str, Tensor]:
         kept, path = _verify(fixture, case, nearest)
         found["best_candidate"].append(torch.tensor(path))
         found["accept_length"].append(kept.count_B[0])
-        found["sample_p"].append(kept.law[0])
+        found["sample_p"].append(kept.probs[0])
         found["tests"].append(kept.tests_B[0])
     return {name: torch.stack(values) for name, values in found.items()} | {"nearest": nearest}
 
 
-class Recorded(Draws):
+class Recorded(Decisions):
     """Recorded uniforms, consumed one a test."""
 
     def __init__(self, uniforms: Tensor) -> None:
         self.uniforms, self.used = uniforms, 0
 
-    def keep(self, chance: Tensor, positions: Tensor, *, matters: Tensor, **_: Any) -> Tensor:
+    def accept(self, probability: Tensor, positions: Tensor, *, where: Tensor, **_: Any) -> Tensor:
         """Compare the next uniform, if there is a draft to test; equality keeps."""
         uniform = self.uniforms[self.used]
-        self.used += int(matters[0, 0])
-        return (uniform <= chance) & matters[..., None]
+        self.used += int(where[0, 0])
+        return (uniform <= probability) & where[..., None]
 
 
 def _verify(fixture: Fixture, case: int, nearest: Tensor) -> tuple[Walk, int]:
@@ -62,7 +62,7 @@ def _verify(fixture: Fixture, case: int, nearest: Tensor) -> tuple[Walk, int]:
     acceptance = NeighbourRejection(
         k=int(fixture["lantern_k"][case]) if relaxed else 0,
         delta=round(float(fixture["lantern_delta"][case]), 6),
-        certain=tree.laws is None,
+        one_hot=tree.probs is None,
         nearest=nearest,
     )
     found = walk(
@@ -91,12 +91,12 @@ def _tree(fixture: Fixture, case: int, paths: list[list[int]]) -> tuple[Tree, li
             parents.append(numbers[prefix[:-1]])
             codes.append(path[i])
             cells.append((p, i))
-    laws = None
+    probs = None
     if "draft_dist" in fixture.io:
         vocab = fixture["draft_dist"].shape[-1]
-        laws = torch.zeros(1, len(numbers), vocab, dtype=torch.float64)
+        probs = torch.zeros(1, len(numbers), vocab, dtype=torch.float64)
         for parent, (p, i) in zip(parents, cells[1:]):
-            laws[0, parent] = fixture["draft_dist"][case, p, i]
+            probs[0, parent] = fixture["draft_dist"][case, p, i]
     width = max(parents.count(parent) for parent in parents) if parents else 1
     depth = len(paths[0]) - 1
-    return Tree(torch.tensor([codes]), torch.tensor([parents]), laws, width, depth), cells
+    return Tree(torch.tensor([codes]), torch.tensor([parents]), probs, width, depth), cells

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from argen.decoding.filters import Filters
-from argen.decoding.speculative.distributions import StepWeights
-from argen.decoding.speculative.tree_drafter import FeatureMemory, grow_likeliest
+from argen.decoding.speculative.distributions import GuidanceTable
+from argen.decoding.speculative.tree_drafter import FeatureDrafterState, grow_likeliest
 from argen.decoding.speculative.trees import Tree
 from argen.generators.drafter.feature_drafter import FeatureDrafter
 from argen.generators.heads.categorical import CategoricalHead
@@ -39,30 +39,32 @@ def replay(fixture: Fixture) -> dict[str, Tensor]:
         places = torch.arange(ids.shape[1])
         found["output_hidden"] = network(ids.expand(len(hidden), -1), hidden, places)
         scale, guided = config["cfg_scale"], len(hidden) == 2
-        memory = FeatureMemory(
+        state = FeatureDrafterState(
             network=network,
             head=head,
-            weights=StepWeights(torch.full((network.spec.length,), scale)) if guided else None,
+            guidance=GuidanceTable(torch.full((network.spec.length,), scale)) if guided else None,
             filters=Filters(top_k=config.get("logits_top_k", 0)),
             cache=network.cache(len(hidden), 1 + config["top_k"] * config["depth"]),
             last=hidden[:, :1],
             length_B=torch.zeros(1, dtype=torch.long),
             longest=0,
         )
-        memory = memory.read(ids, hidden, torch.tensor([count]), count)
-        found |= _tree(config, memory, ids[:, -1:], "")
+        state = state.read(ids, hidden, torch.tensor([count]), count)
+        found |= _tree(config, state, ids[:, -1:], "")
         if "hidden_states_2" in fixture.io:
             more = fixture["input_ids_2"][:1, 1 + ids.shape[1] :]
             n = more.shape[1]
-            memory = memory.read(more, fixture["hidden_states_2"], torch.tensor([n]), count + n)
-            found |= _tree(config, memory, more[:, -1:], "_2")
+            state = state.read(more, fixture["hidden_states_2"], torch.tensor([n]), count + n)
+            found |= _tree(config, state, more[:, -1:], "_2")
     return found
 
 
-def _tree(config: dict[str, Any], memory: FeatureMemory, root: Tensor, end: str) -> dict[str, Any]:
+def _tree(
+    config: dict[str, Any], state: FeatureDrafterState, root: Tensor, end: str
+) -> dict[str, Any]:
     """Grow a tree and describe it as the reference does."""
     tree = grow_likeliest(
-        memory, width=config["top_k"], steps=config["depth"], nodes=config["total_tokens"] - 1
+        state, width=config["top_k"], steps=config["depth"], nodes=config["total_tokens"] - 1
     )
     parents = tree.parents[0]
     N = len(parents)

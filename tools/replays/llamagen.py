@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
@@ -120,13 +121,15 @@ def _generate(model: GPT, cond: Cond, fixture: Fixture, name: str) -> dict[str, 
     result = Sequential()(
         model,
         cond,
-        guidance=Guidance(
-            scale=fixture.number(name, "cfg_scale", 1.0),
-            interval=int(fixture.number(name, "cfg_interval", -1)),
+        SamplingContext(
+            guidance=Guidance(
+                scale=fixture.number(name, "cfg_scale", 1.0),
+                interval=int(fixture.number(name, "cfg_interval", -1)),
+            ),
+            filters=Filters(temperature=0.0),
+            noise=SeededNoise(range(len(cond))),
+            observer=lambda positions, codes, params: steps.append(params),
         ),
-        filters=Filters(temperature=0.0),
-        noise=SeededNoise(range(len(cond))),
-        observer=lambda positions, codes, params: steps.append(params),
     )
     return {name: result.codes, name.replace("tokens", "logits"): torch.cat(steps, dim=1)}
 

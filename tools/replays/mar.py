@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.masked import ORDER, Masked, cosine_counts
@@ -138,7 +139,7 @@ def _sample(model: MAR, fixture: Fixture, group: str, labels: Tensor | None) -> 
         nonlocal done
         name = f"{group}/iter{len(weights)}"
         done += positions.shape[1]
-        weights.append(guidance.at(min(done, L - 1) / L) if guidance.active else 1.0)
+        weights.append(guidance.weight_at(min(done, L - 1) / L) if guidance.active else 1.0)
         found[f"{name}/z"] = params.flatten(0, 1)
         drawn = codes.flatten(0, 1)
         if guidance.active:
@@ -149,10 +150,12 @@ def _sample(model: MAR, fixture: Fixture, group: str, labels: Tensor | None) -> 
     result = Masked(steps)(
         model,
         cond,
-        guidance=guidance,
-        filters=Filters(temperature=temperature),
-        noise=noise,
-        observer=observe,
+        SamplingContext(
+            guidance=guidance,
+            filters=Filters(temperature=temperature),
+            noise=noise,
+            observer=observe,
+        ),
     )
     patch = fixture.config.get("patch_size", 1)
     return found | {

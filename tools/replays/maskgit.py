@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from argen.decoding.confidence import Confidence, maskgit_guidance
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.generators.base import AnyOrderGenerator, LossOutput
 from argen.generators.conditioning import ClassConditioner, Cond
@@ -135,7 +136,7 @@ def _generate(model: MaskGIT, fixture: Fixture, name: str) -> Tensor:
     text = fixture.description(name)
     decoder = Confidence(
         len(draws[0]),
-        randomize=float(_option(text, "randomize_temperature", "4.5")),
+        choice_temperature=float(_option(text, "randomize_temperature", "4.5")),
         anneal=_option(text, "softmax_temperature_annealing", "False") == "True",
     )
     guidance = maskgit_guidance(
@@ -147,9 +148,11 @@ def _generate(model: MaskGIT, fixture: Fixture, name: str) -> Tensor:
     return decoder(
         model,
         model.conditioner(labels.flatten()),
-        guidance=guidance,
-        filters=Filters(),
-        noise=RecordedNoise(steps=draws),
+        SamplingContext(
+            guidance=guidance,
+            filters=Filters(),
+            noise=RecordedNoise(steps=draws),
+        ),
     ).codes
 
 
@@ -216,14 +219,16 @@ def _steps(fixture: Fixture) -> dict[str, Tensor]:
     B = fixture["cond_logits"].shape[1]
     result = Confidence(
         config["steps"],
-        randomize=config["randomize_temperature"],
+        choice_temperature=config["randomize_temperature"],
         anneal=config["softmax_temperature_annealing"],
     )(
         model,
         model.conditioner(torch.zeros(B, dtype=torch.long)),
-        guidance=guidance,
-        filters=Filters(),
-        noise=RecordedNoise(steps=(fixture["noise_tokens"], fixture["noise_confidence"])),
+        SamplingContext(
+            guidance=guidance,
+            filters=Filters(),
+            noise=RecordedNoise(steps=(fixture["noise_tokens"], fixture["noise_confidence"])),
+        ),
     )
     before = torch.stack([ids[:B] for ids in model.seen])
     return {"ids_before_step": before, "ids_final": result.codes}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
@@ -74,10 +75,12 @@ def _generate(model: NAR, cond: Cond, fixture: Fixture, run: str) -> dict[str, T
     result = Sequential()(
         model,
         cond,
-        guidance=Guidance(scales),
-        filters=Filters(temperature=0.0),
-        noise=SeededNoise(range(len(cond))),
-        observer=lambda positions, codes, params: steps.append((positions, params)),
+        SamplingContext(
+            guidance=Guidance(scales),
+            filters=Filters(temperature=0.0),
+            noise=SeededNoise(range(len(cond))),
+            observer=lambda positions, codes, params: steps.append((positions, params)),
+        ),
     )
     order = torch.cat([positions.flatten() for positions, _ in steps])
     logits = torch.cat([params for _, params in steps], dim=1)[:, order.argsort()]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
@@ -133,10 +134,12 @@ def _generate(fixture: Fixture, model: Net2Net, cond: Cond, name: str) -> dict[s
     result = Sequential()(
         model,
         cond,
-        guidance=Guidance(),
-        filters=Filters(temperature=0.0),
-        noise=SeededNoise(range(len(cond))),
-        observer=lambda positions, codes, params: steps.append(params),
+        SamplingContext(
+            guidance=Guidance(),
+            filters=Filters(temperature=0.0),
+            noise=SeededNoise(range(len(cond))),
+            observer=lambda positions, codes, params: steps.append(params),
+        ),
     )
     n = fixture[name].shape[1]
     return {
@@ -157,10 +160,12 @@ def _complete(
     result = Sequential()(
         model,
         cond,
-        guidance=Guidance(),
-        filters=Filters(temperature=0.0),
-        noise=SeededNoise(range(len(cond))),
-        known=(positions[:kept], drawn[:, :kept]),
+        SamplingContext(
+            guidance=Guidance(),
+            filters=Filters(temperature=0.0),
+            noise=SeededNoise(range(len(cond))),
+            known=(positions[:kept], drawn[:, :kept]),
+        ),
     )
     return {name: arrange(result.codes, model.order)[:, : fixture[name].shape[1]]}
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
@@ -108,14 +109,16 @@ def _generate(fixture: Fixture, model: RAR, name: str) -> dict[str, Tensor]:
     result = Sequential()(
         model,
         cond,
-        guidance=Guidance(
-            scale=scale or 1.0,  # The reference's 0 leaves the null rows out.
-            schedule="power_cosine",
-            power=fixture.number(name, "guidance_scale_pow", 0.0),
+        SamplingContext(
+            guidance=Guidance(
+                scale=scale or 1.0,  # The reference's 0 leaves the null rows out.
+                schedule="power_cosine",
+                power=fixture.number(name, "guidance_scale_pow", 0.0),
+            ),
+            filters=Filters(temperature=0.0),
+            noise=SeededNoise(range(len(cond))),
+            observer=lambda positions, codes, params: steps.append(params),
         ),
-        filters=Filters(temperature=0.0),
-        noise=SeededNoise(range(len(cond))),
-        observer=lambda positions, codes, params: steps.append(params),
     )
     logits = torch.cat(steps, dim=1) / temperature
     return {name: result.codes, name.replace("tokens", "logits"): logits}

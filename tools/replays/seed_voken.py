@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
@@ -155,9 +156,11 @@ def _generate(model: GPT, fixture: Fixture, ours: Mapping[str, Tensor]) -> Tenso
     result = Sequential()(
         model,
         cond,
-        guidance=Guidance(sub_tokens=scales) if subs > 1 else Guidance(scale=scales[0]),
-        filters=Filters(sub_tokens=each) if subs > 1 else each[0],
-        noise=SeededNoise(range(len(cond))),
+        SamplingContext(
+            guidance=Guidance(sub_tokens=scales) if subs > 1 else Guidance(scale=scales[0]),
+            filters=Filters(sub_tokens=each) if subs > 1 else each[0],
+            noise=SeededNoise(range(len(cond))),
+        ),
     )
     return result.codes
 

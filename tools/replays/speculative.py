@@ -7,16 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
 from argen.decoding.speculative.acceptance import Acceptance, GroupRejection, Rejection
-from argen.decoding.speculative.decisions import FRESH, GUESS, KEEP, REPAIR, Draws, use_of
-from argen.decoding.speculative.distributions import Laws
+from argen.decoding.speculative.decisions import ACCEPT, FRESH, GUESS, RESIDUAL, Decisions, use_of
+from argen.decoding.speculative.distributions import Distributions
 from argen.decoding.speculative.drafters import Draft, take_slots
-from argen.decoding.speculative.jacobi import Grouped, Jacobi
+from argen.decoding.speculative.jacobi import GroupedJacobi, Jacobi
 from argen.decoding.speculative.verifier import verify
-from argen.generators.heads.base import guide
+from argen.generators.heads.guidance import GuidanceStep, guide
 from argen.interop.base import Imported
 from argen.interop.llamagen import llamagen
 from replays.fixture import Fixture
@@ -44,30 +45,30 @@ def _acceptance(fixture: Fixture) -> Acceptance:
     )
 
 
-class GivenLaws(Laws):
-    """Laws that were recorded, (B, n, G, V)."""
+class GivenDistributions(Distributions):
+    """Distributions that were recorded, (B, n, G, V)."""
 
-    def __init__(self, laws: Tensor) -> None:
-        self._single = laws
+    def __init__(self, probs: Tensor) -> None:
+        self._single = probs
 
 
-class RecordedTokens(Draws):
-    """Recorded uniforms of the tests, and recorded tokens for the fresh draws."""
+class RecordedTokens(Decisions):
+    """Recorded uniforms of the tests, and recorded tokens for the fresh samples."""
 
     def __init__(self, fixture: Fixture) -> None:
         self.fixture = fixture
 
-    def keep(self, chance: Tensor, positions: Tensor, *, matters: Tensor, **_: Any) -> Tensor:
+    def accept(self, probability: Tensor, positions: Tensor, *, where: Tensor, **_: Any) -> Tensor:
         """Compare with `u_accept`."""
         uniform = self.fixture["u_accept"][:, 1:, None]
-        return (uniform < chance) & matters[..., None]
+        return (uniform < probability) & where[..., None]
 
-    def choose(self, law: Tensor, positions: Tensor, *, use: int, **options: Any) -> Tensor:
-        """Draw with `u_resample`, or return the recorded tokens."""
+    def choose(self, probs: Tensor, positions: Tensor, *, use: int, **options: Any) -> Tensor:
+        """Sample with `u_resample`, or return the recorded tokens."""
         if use == use_of(FRESH):
             return self.fixture["fresh_tokens"]
-        noise = RecordedNoise({REPAIR: lambda number, n: self.fixture["u_resample"][:, None]})
-        return Draws(noise).choose(law, positions, use=use, **options)
+        noise = RecordedNoise({RESIDUAL: lambda number, n: self.fixture["u_resample"][:, None]})
+        return Decisions(noise).choose(probs, positions, use=use, **options)
 
 
 def _rule(fixture: Fixture) -> dict[str, Tensor]:
@@ -80,16 +81,16 @@ def _rule(fixture: Fixture) -> dict[str, Tensor]:
     draft = Draft(drafts, q[:, 1:, None], torch.full((B,), k))
     codes, _, matched = verify(
         draft,
-        GivenLaws(p[:, :, None]),
+        GivenDistributions(p[:, :, None]),
         torch.arange(k + 1).expand(B, -1),
         RecordedTokens(fixture),
         0,
         acceptance=acceptance,
-        behind="redraw",
+        after_rejection="resample",
     )
     rejected = matched <= k
     at = (matched - 1).clamp(max=k - 1)[:, None]
-    residual = acceptance.repair(
+    residual = acceptance.residual(
         take_slots(p[:, :k], at), take_slots(q[:, 1:], at), take_slots(drafts[..., 0], at)
     )[:, 0]
     return {
@@ -104,7 +105,7 @@ class RecordedNoise:
     """Uniforms of a recorded run, by what they are for and the pass they belong to.
 
     Args:
-        tables: for each kind of draw, the uniforms (B, n) of n positions in pass number t.
+        tables: for each kind of decision, the uniforms (B, n) of n positions in pass number t.
     """
 
     def __init__(self, tables: dict[int, Any]) -> None:
@@ -117,7 +118,7 @@ class RecordedNoise:
             if rest == 0 and number >= 0:
                 uniform = table(number, positions.shape[-1]).double()
                 return uniform.reshape(*uniform.shape, *(1,) * len(size))
-        raise LookupError(f"no recorded draws for use {use}")
+        raise LookupError(f"no recorded numbers for use {use}")
 
 
 def _whole_run(fixture: Fixture) -> dict[str, Tensor]:
@@ -143,10 +144,13 @@ def _whole_run(fixture: Fixture) -> dict[str, Tensor]:
         tokens = found["tokens"]
         both = torch.cat((tokens, tokens)) if guidance.active else tokens
         logits = model.score(both, guidance.rows(model, cond))
-        found["guided_logits"] = guide(logits, config["cfg_scale"] if guidance.active else None)[0]
+        step = GuidanceStep(config["cfg_scale"]) if guidance.active else None
+        found["guided_logits"] = guide(logits, step)[0]
     if "u_plain" in fixture.io:
         plain = PlainNoise(fixture["u_plain"])
-        result = Sequential()(model, cond, guidance=guidance, filters=filters, noise=plain)
+        result = Sequential()(
+            model, cond, SamplingContext(guidance=guidance, filters=filters, noise=plain)
+        )
         found["tokens_plain"] = result.codes
     return found
 
@@ -167,12 +171,12 @@ def _decoder(fixture: Fixture) -> Jacobi:
     options: dict[str, Any] = {
         "window": config["window"],
         "coupling": "none",
-        "guess": "certain",
+        "guess": "one_hot",
         "interval": (config["jacobi_loop_interval_l"], config["jacobi_loop_interval_r"]),
     }
     if fixture.system == "sjd":
         return Jacobi(**options)
-    return Grouped(
+    return GroupedJacobi(
         **options,
         half_width=config["half_width"],
         p_threshold=config["p_thr"],
@@ -204,31 +208,31 @@ def _follow(
 
     noise = RecordedNoise(
         {
-            KEEP: lambda number, n: fixture["u_accept"][number - 1, 1 : n + 1][None],
-            REPAIR: lambda number, n: fixture["u_resample"][number - 1].expand(1, n),
+            ACCEPT: lambda number, n: fixture["u_accept"][number - 1, 1 : n + 1][None],
+            RESIDUAL: lambda number, n: fixture["u_resample"][number - 1].expand(1, n),
             FRESH: fresh,
             GUESS: guesses,
         }
     )
-    run = decoder.begin(model, cond, guidance=guidance, filters=filters)
-    draws, unfinished = Draws(noise), True
+    state = decoder.begin(model, cond, guidance=guidance, filters=filters)
+    decisions, unfinished = Decisions(noise), True
     starts, lengths, inputs, matched = [], [], [], []
     with torch.inference_mode():
         while unfinished:
-            before = run
-            run, unfinished = decoder.step(model, run, draws)
-            verdict = run.verdict
-            assert verdict is not None
+            before = state
+            state, unfinished = decoder.step(model, state, decisions)
+            verified = state.verified
+            assert verified is not None
             if before.number == 0:
                 continue
-            start, width = int(verdict.start_B[0]), int(verdict.draft.width_B[0])
-            fed = [int(before.codes[0, start - 1, 0]), *verdict.draft.codes[0, :width, 0].tolist()]
+            start, width = int(verified.start_B[0]), int(verified.draft.width_B[0])
+            fed = [int(before.codes[0, start - 1, 0]), *verified.draft.codes[0, :width, 0].tolist()]
             starts.append(start - 1)
             lengths.append(width + 1)
-            matched.append(int(verdict.matched_B[0]))
+            matched.append(int(verified.matched_B[0]))
             inputs.append(fed + [-1] * (window - len(fed)))
     found = {
-        "tokens": decoder.codes(model, run),
+        "tokens": decoder.codes(model, state),
         "trace_start": torch.tensor(starts),
         "trace_length": torch.tensor(lengths),
         "trace_matched": torch.tensor(matched),

@@ -1,4 +1,4 @@
-"""Replays the exact toys: joints and passes of whole strategies, laws of single tests.
+"""Replays the exact toys: joints and passes of whole strategies, distributions of single tests.
 
 The strategies' own code runs here; every outcome of its random decisions is followed and summed.
 """
@@ -16,7 +16,7 @@ from argen.decoding.guidance import Guidance
 from argen.decoding.speculative.acceptance import Acceptance, GroupRejection, Rejection
 from argen.decoding.speculative.jacobi import Coupling, Jacobi
 from argen.decoding.speculative.neighbours import NeighbourRejection, nearest_codes
-from argen.testing.enumeration import ExactLaw, enumerate_decoder
+from argen.testing.enumeration import ExactDistribution, enumerate_decoder
 from argen.testing.table import Table
 from replays.fixture import Fixture
 
@@ -26,22 +26,22 @@ SYSTEMS = (
 )
 
 _COUPLINGS: dict[str, Coupling] = {"sjd": "none", "gsd": "none", "ac": "maximal"}
-_GUESSES = {"onehot": "certain", "uniform": "uniform"}
+_GUESSES = {"onehot": "one_hot", "uniform": "uniform"}
 
 
 def replay(fixture: Fixture) -> dict[str, Tensor]:
     """Compute every expected tensor of a `speculative-toy` or `jacobi-toy` fixture."""
-    laws = [fixture[f"p{i + 1}"].double() for i in range(fixture.config["tokens"])]
-    V = laws[0].shape[-1]
-    generator = Table([law.reshape(1, -1, V).log() for law in laws])
-    shape = (V,) * len(laws)
-    plain = laws[0]
-    for law in laws[1:]:
-        plain = plain[..., None] * law
+    tables = [fixture[f"p{i + 1}"].double() for i in range(fixture.config["tokens"])]
+    V = tables[0].shape[-1]
+    generator = Table([probs.reshape(1, -1, V).log() for probs in tables])
+    shape = (V,) * len(tables)
+    plain = tables[0]
+    for probs in tables[1:]:
+        plain = plain[..., None] * probs
     found = {"joint_plain": plain}
-    known: dict[str, ExactLaw] = {}
+    known: dict[str, ExactDistribution] = {}
 
-    def law_of(name: str) -> ExactLaw:
+    def distribution_of(name: str) -> ExactDistribution:
         if name not in known:
             known[name] = _enumerate(fixture, generator, name)
         return known[name]
@@ -49,16 +49,18 @@ def replay(fixture: Fixture) -> dict[str, Tensor]:
     for name in fixture.expected:
         kind, _, rest = name.partition("_")
         if kind == "joint" and rest != "plain":
-            found[name] = law_of(rest).joint.reshape(shape)
+            found[name] = distribution_of(rest).joint.reshape(shape)
         elif name == "expected_passes":
             order = re.findall(r"\b(?:sjd|ac|gsd)_(?:onehot|uniform)\b", fixture.description(name))
-            found[name] = torch.tensor([law_of(n).passes for n in order], dtype=torch.float64)
+            found[name] = torch.tensor(
+                [distribution_of(n).passes for n in order], dtype=torch.float64
+            )
         elif kind in ("onestep", "accept"):
             found[name] = _one_step(fixture, rest)[kind == "accept"]
     return found
 
 
-def _enumerate(fixture: Fixture, generator: Table, name: str) -> ExactLaw:
+def _enumerate(fixture: Fixture, generator: Table, name: str) -> ExactDistribution:
     rule, guess = name.split("_")
     acceptance: Acceptance = Rejection()
     if rule == "gsd":
@@ -81,7 +83,7 @@ def _group_rule(fixture: Fixture) -> GroupRejection:
 
 
 def _one_step(fixture: Fixture, rule: str) -> tuple[Tensor, Tensor]:
-    """Return the law of the token after one draft and its correction, and how often it is kept."""
+    """Return the distribution of the token after one draft, and how often the draft is kept."""
     p, q = fixture["step_p"].double(), fixture["step_q"].double()
     cases, V = p.shape
     acceptance: Acceptance = Rejection()
@@ -91,14 +93,16 @@ def _one_step(fixture: Fixture, rule: str) -> tuple[Tensor, Tensor]:
         acceptance = NeighbourRejection(
             k=fixture.config["lantern_k"],
             delta=fixture.config["lantern_delta"],
-            certain=rule.endswith("_det"),
+            one_hot=rule.endswith("_det"),
             nearest=nearest_codes(fixture["step_codes"], V - 1),
         )
     # Every token in turn is the draft: cases x V tests.
     draft = torch.arange(V).expand(cases, V)
-    p_all, q_all = (law[:, None].expand(cases, V, V) for law in (p, q))
-    chance = acceptance.chance(p_all[:, :, None], q_all[:, :, None], draft[..., None])[..., 0]
-    repair = acceptance.repair(p_all, q_all, draft)
-    kept = F.one_hot(draft, V) * chance[..., None]
-    emitted = kept + (1 - chance)[..., None] * repair
-    return (q[..., None] * emitted).sum(1), (q * chance).sum(1)
+    p_all, q_all = (probs[:, None].expand(cases, V, V) for probs in (p, q))
+    probability = acceptance.probability(p_all[:, :, None], q_all[:, :, None], draft[..., None])[
+        ..., 0
+    ]
+    residual = acceptance.residual(p_all, q_all, draft)
+    kept = F.one_hot(draft, V) * probability[..., None]
+    emitted = kept + (1 - probability)[..., None] * residual
+    return (q[..., None] * emitted).sum(1), (q * probability).sum(1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from argen.decoding.base import Decoder, DecodeResult
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
@@ -220,9 +221,11 @@ def _draws(fixture: Fixture, tokenizer: MultiScaleTokenizer, model: VAR) -> dict
         return decoder(
             model,
             model.conditioner(label[:rows]),
-            guidance=Guidance(1 + _read(texts, "cfg", 0.0), schedule="linear", inclusive=True),
-            filters=Filters(**filters, top_p_from_below=True),
-            **options,
+            SamplingContext(
+                guidance=Guidance(1 + _read(texts, "cfg", 0.0), schedule="linear", inclusive=True),
+                filters=Filters(**filters, top_p_from_below=True),
+                **options,
+            ),
         )
 
     steps: list[Tensor] = []

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
@@ -123,6 +124,21 @@ def _training(model: XAR, imported: Imported, fixture: Fixture, codes: Tensor) -
     return found | fixture.gradients(training, xar.generator_weights)
 
 
+class Recording(Velocity):
+    """A field that keeps the first velocity of each cell."""
+
+    def __init__(self, field: Velocity, first: list[Tensor], cells: list[Tensor]) -> None:
+        self.field, self.first, self.cells = field, first, cells
+        self.shape, self.device, self.positions = field.shape, field.device, field.positions
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        """Return the velocity, and note it if it is the first of its cell."""
+        velocity = self.field(x, t)
+        if len(self.first) < len(self.cells) + 1:
+            self.first.append(velocity)
+        return velocity
+
+
 def _sample(model: XAR, fixture: Fixture, group: str, cfg: float, patch: int) -> dict[str, Tensor]:
     cells: list[Tensor] = []
     first: list[Tensor] = []
@@ -131,25 +147,18 @@ def _sample(model: XAR, fixture: Fixture, group: str, cfg: float, patch: int) ->
 
     def recording(state: Any, draft: Tensor | None = None) -> Velocity:
         """Predict, and keep the first velocity that is asked for."""
-        field = predict(state, draft)
-
-        def evaluate(x: Tensor, t: float) -> Tensor:
-            velocity = inner(x, t)
-            if len(first) < len(cells) + 1:
-                first.append(velocity)
-            return velocity
-
-        inner, field.evaluate = field.evaluate, evaluate
-        return field
+        return Recording(predict(state, draft), first, cells)
 
     model.predict = recording  # type: ignore[method-assign]
     result = Sequential()(
         model,
         model.conditioner(fixture["labels"]),
-        guidance=BothHalves(scale=cfg),
-        filters=Filters(),
-        noise=RecordedNoise(fixture, group),
-        observer=lambda positions, codes, params: cells.append(codes),
+        SamplingContext(
+            guidance=BothHalves(scale=cfg),
+            filters=Filters(),
+            noise=RecordedNoise(fixture, group),
+            observer=lambda positions, codes, params: cells.append(codes),
+        ),
     )
     count = len(cells)
     weights = [BothHalves(scale=cfg).ramp(cell, count) for cell in range(count)]

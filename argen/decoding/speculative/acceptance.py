@@ -1,7 +1,7 @@
 """Whether a draft is kept, and what takes its place: the rules of speculative sampling.
 
-Names: B samples, n positions, G sub-tokens, V vocabulary. p is the law a position has now, q the
-law its draft was drawn from, x the draft.
+Shapes: B samples, n positions, G sub-tokens, V vocabulary. p is the
+distribution a position has now, q the one its draft was sampled from, x the draft.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from argen.errors import IncompatibleError, UserError
 from argen.generators.base import Generator
 
 
-def pick(law: Tensor, codes: Tensor) -> Tensor:
-    """Return the probability (...) of each code in its law (..., V)."""
-    return law.gather(-1, codes[..., None])[..., 0]
+def prob_of(probs: Tensor, codes: Tensor) -> Tensor:
+    """Return the probability (...) of each code in its distribution (..., V)."""
+    return probs.gather(-1, codes[..., None])[..., 0]
 
 
 def ratio(p: Tensor, q: Tensor) -> Tensor:
@@ -25,8 +25,8 @@ def ratio(p: Tensor, q: Tensor) -> Tensor:
     return torch.where(p > 0, (p / q).clamp(max=1.0), 0.0)
 
 
-def residual(p: Tensor, q: Tensor) -> Tensor:
-    """Return the positive part of p - q, normalised; p itself where rounding leaves nothing."""
+def residual_distribution(p: Tensor, q: Tensor) -> Tensor:
+    """Return the residual: p - q where positive, normalised; p where rounding leaves nothing."""
     rest = (p - q).clamp(min=0)
     total = rest.sum(-1, keepdim=True)
     return torch.where(total > 0, rest / total, p)
@@ -45,8 +45,8 @@ class Acceptance(ABC):
         """Raise if the rule needs something this generator does not have."""
 
     @abstractmethod
-    def chance(self, p: Tensor, q: Tensor, draft: Tensor) -> Tensor:
-        """Return the probability (B, n, G) of keeping each draft (B, n, G).
+    def probability(self, p: Tensor, q: Tensor, draft: Tensor) -> Tensor:
+        """Return the acceptance probability (B, n, G) of each draft (B, n, G).
 
         Args:
             p: (B, n, G, V).
@@ -54,22 +54,22 @@ class Acceptance(ABC):
             draft: long (B, n, G).
         """
 
-    def repair(self, p: Tensor, q: Tensor, draft: Tensor) -> Tensor:
-        """Return the law (..., V) of what takes the place of a draft (...) that is not kept."""
-        return residual(p, q)
+    def residual(self, p: Tensor, q: Tensor, draft: Tensor) -> Tensor:
+        """Return the distribution (..., V) of what takes the place of a rejected draft (...)."""
+        return residual_distribution(p, q)
 
 
 class Rejection(Acceptance):
-    """Keep with min(1, p[x] / q[x]), else draw from the positive part of p - q.
+    """Keep with min(1, p[x] / q[x]), else sample from the positive part of p - q.
 
     The result follows p exactly (arXiv 2211.17192, 2302.01318).
     """
 
     exact = True
 
-    def chance(self, p: Tensor, q: Tensor, draft: Tensor) -> Tensor:
+    def probability(self, p: Tensor, q: Tensor, draft: Tensor) -> Tensor:
         """Return min(1, p[x] / q[x])."""
-        return ratio(pick(p, draft), pick(q, draft))
+        return ratio(prob_of(p, draft), prob_of(q, draft))
 
 
 class GroupRejection(Acceptance):
@@ -119,7 +119,7 @@ class GroupRejection(Acceptance):
             )
         self.vectors = table.weight
 
-    def chance(self, p: Tensor, q: Tensor, draft: Tensor) -> Tensor:
+    def probability(self, p: Tensor, q: Tensor, draft: Tensor) -> Tensor:
         """Return min(1, p[group] / q[group])."""
         V = p.shape[-1]
         order = p.argsort(dim=-1)  # (B, n, G, V), least likely first
@@ -127,7 +127,7 @@ class GroupRejection(Acceptance):
         near = rank + torch.arange(-self.half_width, self.half_width, device=p.device)
         ranked = (near >= 0) & (near < V)
         group = order.gather(-1, near.clamp(0, V - 1))  # (B, n, G, 2 half_width)
-        p_x, p_s, q_s = pick(p, draft)[..., None], p.gather(-1, group), q.gather(-1, group)
+        p_x, p_s, q_s = prob_of(p, draft)[..., None], p.gather(-1, group), q.gather(-1, group)
         alike = ranked & ((p_s - p_x).abs() < self.p_threshold)
         if self.vectors is not None and self.d_threshold != float("inf"):
             vectors = self.vectors.to(p.device)
@@ -135,5 +135,5 @@ class GroupRejection(Acceptance):
             largest = group.masked_fill(~ranked, 0).amax(-1, keepdim=True)
             alike &= (gap < self.d_threshold) | (largest > self.known_codes)
         grouped = ratio((p_s * alike).sum(-1), (q_s * alike).sum(-1))
-        alone = ratio(p_x[..., 0], pick(q, draft))
+        alone = ratio(p_x[..., 0], prob_of(q, draft))
         return torch.where(rank[..., 0] >= self.half_width, grouped, alone)

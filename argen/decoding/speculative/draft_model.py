@@ -1,6 +1,6 @@
 """Speculative sampling with a draft model: a smaller generator proposes, the target tests.
 
-Names: B samples, k drafts, G sub-tokens, V vocabulary.
+Shapes: B samples, k drafts, G sub-tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from torch import Tensor
 
 from argen.build import build
 from argen.decoding.filters import Filters
-from argen.decoding.guidance import Guidance
+from argen.decoding.guidance import Guidance, repeat_for_cfg
 from argen.decoding.speculative.acceptance import Rejection
-from argen.decoding.speculative.decisions import DRAFT, Draws, use_of
+from argen.decoding.speculative.decisions import DRAFT, Decisions, use_of
 from argen.decoding.speculative.distributions import (
-    Laws,
-    StepWeights,
-    guidance_weights,
-    law_type,
-    twice,
+    Distributions,
+    GuidanceTable,
+    guidance_table,
+    probs_type,
 )
-from argen.decoding.speculative.drafters import Draft, Drafter, Verdict
+from argen.decoding.speculative.drafters import Draft, Drafter, VerifyResult
 from argen.decoding.speculative.lookahead import LookAhead
 from argen.errors import CheckpointError, IncompatibleError, UserError
 from argen.generators.base import Generator
@@ -35,27 +34,31 @@ from argen.spec import require_same_spec
 
 
 @dataclass
-class DraftModel:
+class DraftModelState:
     """A smaller generator at work.
 
     Attributes:
-        state: of the generator.
-        weights: guidance of each step, or None.
+        generator_state: of the generator.
+        guidance: of each step, or None.
         filters: logit filters.
         length_B: finished codes.
     """
 
-    state: Any
-    weights: StepWeights | None
+    generator_state: Any
+    guidance: GuidanceTable | None
     filters: Filters
     length_B: Tensor
 
-    def rows(self, index: Tensor) -> DraftModel:
+    def rows(self, index: Tensor) -> DraftModelState:
         """Return a copy of some rows, for generators whose state can be copied."""
         both = index
-        if self.weights is not None:
+        if self.guidance is not None:
             both = torch.cat((index, index + len(self.length_B)))
-        return replace(self, state=self.state.rows(both), length_B=self.length_B[index])
+        return replace(
+            self,
+            generator_state=self.generator_state.rows(both),
+            length_B=self.length_B[index],
+        )
 
     def key(self) -> Tensor:
         """Return what the next passes depend on besides the codes: nothing, (B, 0)."""
@@ -90,7 +93,7 @@ class ModelDrafter(Drafter):
         )
         if own.plan.groups != generator.plan.groups or not own.plan.lookahead:
             raise IncompatibleError(
-                f"The draft model ({name}) draws codes in another order than "
+                f"The draft model ({name}) samples codes in another order than "
                 f"{type(generator).__name__}, or cannot look ahead; draft with a next-token "
                 "generator of the same order."
             )
@@ -102,71 +105,74 @@ class ModelDrafter(Drafter):
 
     def start(
         self, generator: Generator, cond: Cond, *, guidance: Guidance, filters: Filters, k: int
-    ) -> DraftModel:
+    ) -> DraftModelState:
         """Encode the inputs of `cond` with the draft model's own conditioner."""
         if cond.inputs is None:
             raise UserError(
                 "A draft model needs the labels or text features behind a condition; make the "
                 "condition with the target's own conditioner."
             )
-        self.generator.to(law_type(generator)[1])
+        self.generator.to(probs_type(generator)[1])
         own = self.generator.conditioner(cond.inputs)
         state = self.generator.start(guidance.rows(self.generator, own), longest_draft=k + 1)
-        _, device = law_type(self.generator)
+        _, device = probs_type(self.generator)
         length_B = torch.zeros(len(own), dtype=torch.long, device=device)
-        return DraftModel(state, guidance_weights(guidance, self.generator), filters, length_B)
+        return DraftModelState(state, guidance_table(guidance, self.generator), filters, length_B)
 
     def propose(
         self,
-        memory: DraftModel,
+        state: DraftModelState,
         width_B: Tensor,
         k: int,
         positions: Tensor,
-        draws: Draws,
+        decisions: Decisions,
         number: int,
     ) -> Draft:
-        """Draw k codes one after another, none of them committed yet."""
-        head, guided = self.generator.head, memory.weights is not None
+        """Sample k codes one after another, none of them committed yet."""
+        head, guided = self.generator.head, state.guidance is not None
         B, G = len(width_B), len(head.id_sizes)
         ids = torch.zeros(B, k, G, dtype=torch.long, device=width_B.device)
-        laws = []
+        proposed = []
         # One pass more than drafts: the last draft must be in the cache too, should it be kept.
         for i in range(k + 1 if k else 0):
-            before = twice(head.to_codes(ids[:, :i]), guided) if i else None
-            params = self.generator.predict(memory.state, before)
+            before = repeat_for_cfg(head.to_codes(ids[:, :i]), guided) if i else None
+            outputs = self.generator.predict(state.generator_state, before)
             if i == k:
                 break
-            step = memory.length_B[:, None] + i
-            law = Laws(head, params[:, -1:], step, memory.weights, memory.filters)
+            step = state.length_B[:, None] + i
+            distributions = Distributions(
+                head, outputs[:, -1:], step, state.guidance, state.filters
+            )
             for g in range(G):
-                ids[:, i : i + 1, g] = draws.choose(
-                    law.given(ids[:, i : i + 1])[:, :, g],
+                ids[:, i : i + 1, g] = decisions.choose(
+                    distributions.probs(ids[:, i : i + 1])[:, :, g],
                     positions[:, i : i + 1],
                     use=use_of(DRAFT, number),
-                    matters=(i < width_B)[:, None],
+                    where=(i < width_B)[:, None],
                     sub=g,
-                    subs=G,
                 )
-            laws.append(law.given(ids[:, i : i + 1]))
-        if not laws:
+            proposed.append(distributions.probs(ids[:, i : i + 1]))
+        if not proposed:
             return Draft(ids, ids.new_zeros(B, 0, G, 1), width_B)
-        return Draft(ids, torch.cat(laws, dim=1), width_B)
+        return Draft(ids, torch.cat(proposed, dim=1), width_B)
 
-    def observe(self, memory: DraftModel, verdict: Verdict) -> DraftModel:
+    def observe(self, state: DraftModelState, verified: VerifyResult) -> DraftModelState:
         """Commit what became final."""
-        guided = memory.weights is not None
-        codes = self.generator.head.to_codes(verdict.codes)
+        guided = state.guidance is not None
+        codes = self.generator.head.to_codes(verified.codes)
         self.generator.commit(
-            memory.state, twice(codes, guided), counts=twice(verdict.matched_B, guided)
+            state.generator_state,
+            repeat_for_cfg(codes, guided),
+            counts=repeat_for_cfg(verified.matched_B, guided),
         )
-        return replace(memory, length_B=verdict.start_B + verdict.matched_B)
+        return replace(state, length_B=verified.start_B + verified.matched_B)
 
 
 class Speculative(LookAhead):
     """Drafts from a smaller generator on the same codes, tested by rejection sampling.
 
-    Exact: the codes follow the large model's law whatever the small one is (arXiv 2211.17192,
-    2302.01318).
+    Exact: the codes follow the large model's distribution whatever the small one is
+    (arXiv 2211.17192, 2302.01318).
 
     Args:
         draft: the smaller generator, or the model directory it was saved in.

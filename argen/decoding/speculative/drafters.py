@@ -1,16 +1,17 @@
 """Where drafts come from, and the Jacobi kind: the model's own earlier passes.
 
-Exactness asks one thing of a drafter: the law it declares for a draft is the law the draft was
-drawn from, given everything that stands before it.
+Exactness asks one thing of a drafter: the distribution it declares for a draft is the one the
+draft was sampled from, given everything that stands before it.
 
-Names: B samples, k drafts, n = k + 1 positions of a window, G sub-tokens, V vocabulary.
+Shapes: B samples, k drafts, n = k + 1 positions of a window, G sub-tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,13 +19,14 @@ from torch.nn import functional as F
 
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
-from argen.decoding.speculative.decisions import GUESS, Draws, use_of
-from argen.decoding.speculative.distributions import law_type
+from argen.decoding.speculative.decisions import GUESS, Decisions, use_of
+from argen.decoding.speculative.distributions import probs_type
 from argen.errors import UserError
 from argen.generators.base import Generator
 from argen.generators.conditioning import Cond
 
-Behind = Literal["nothing", "redraw", "race", "continue"]
+AfterRejection = Literal["stop", "resample", "gumbel", "continue"]
+Guess = Literal["uniform", "one_hot", "left"]
 
 
 @dataclass
@@ -33,45 +35,45 @@ class Draft:
 
     Attributes:
         codes: sub-tokens (B, k, G).
-        laws: (B, k, G, V), what each was drawn from.
+        probs: (B, k, G, V), the distribution each was sampled from.
         width_B: how many of the k are there in each row.
     """
 
     codes: Tensor
-    laws: Tensor
+    probs: Tensor
     width_B: Tensor
 
 
 @dataclass
-class Verdict:
-    """What one pass decided.
+class VerifyResult:
+    """What one pass made of its drafts.
 
     Attributes:
         draft: what was tested.
         start_B: finished codes before the pass.
         codes: (B, n, G): finished below `matched_B`, from there to the draft's width drafts for
             the next passes.
-        laws: (B, n, G, V), the laws that the codes have now.
+        probs: (B, n, G, V), the distributions that the codes have now.
         matched_B: codes that became final.
     """
 
     draft: Draft
     start_B: Tensor
     codes: Tensor
-    laws: Tensor
+    probs: Tensor
     matched_B: Tensor
 
 
 class Drafter(ABC):
-    """Proposes drafts and learns from what becomes of them; its memory is an explicit object.
+    """Proposes drafts and learns from what becomes of them; its state is an explicit object.
 
     Attributes:
-        behind: what happens to the positions behind the first draft that is not kept: `nothing`;
-            `redraw` them from their laws as next drafts; `race`, the same with noise shared by all
-            passes; or `continue` testing, keeping or replacing each.
+        after_rejection: policy for the positions behind the first rejected draft: `stop`;
+            `resample` them from their distributions as next drafts; `gumbel`, the same with Gumbel
+            noise shared by all passes; or `continue` testing, keeping or replacing each.
     """
 
-    behind: Behind = "nothing"
+    after_rejection: AfterRejection = "stop"
 
     def check(self, generator: Generator) -> None:  # noqa: B027
         """Raise if it cannot draft for `generator`."""
@@ -80,133 +82,151 @@ class Drafter(ABC):
     def start(
         self, generator: Generator, cond: Cond, *, guidance: Guidance, filters: Filters, k: int
     ) -> Any:
-        """Return a memory for B = len(cond) samples and drafts of at most k codes."""
+        """Return a state for B = len(cond) samples and drafts of at most k codes."""
 
     @abstractmethod
     def propose(
-        self, memory: Any, width_B: Tensor, k: int, positions: Tensor, draws: Draws, number: int
+        self,
+        state: Any,
+        width_B: Tensor,
+        k: int,
+        positions: Tensor,
+        decisions: Decisions,
+        number: int,
     ) -> Draft:
         """Return k drafts.
 
         Args:
-            memory: from `start` or `observe`.
+            state: from `start` or `observe`.
             width_B: how many drafts each row takes.
             k: the most any row takes.
             positions: positions (B, k) of the drafts.
-            draws: random decisions.
+            decisions: random decisions.
             number: number of the pass.
         """
 
     @abstractmethod
-    def observe(self, memory: Any, verdict: Verdict) -> Any:
-        """Return the memory after a pass."""
+    def observe(self, state: Any, verified: VerifyResult) -> Any:
+        """Return the state after a pass."""
 
 
 @dataclass
-class Carried:
+class JacobiState:
     """Drafts of the Jacobi kind, carried from the last pass.
 
     Attributes:
         vocab_sizes: vocabulary of each sub-token.
         codes: (B, n, G), the next positions.
-        laws: (B, n, G, V), what each was drawn from.
+        probs: (B, n, G, V), the distribution each was sampled from.
         count_B: how many there are in each row.
-        last: (B, G, V), law of the last position that a pass has seen.
+        last: (B, G, V), distribution of the last position that a pass has seen.
     """
 
     vocab_sizes: tuple[int, ...]
     codes: Tensor
-    laws: Tensor
+    probs: Tensor
     count_B: Tensor
     last: Tensor
 
-    def rows(self, index: Tensor) -> Carried:
+    def rows(self, index: Tensor) -> JacobiState:
         """Return a copy of some rows."""
-        parts = {name: getattr(self, name)[index] for name in ("codes", "laws", "count_B", "last")}
+        parts = {name: getattr(self, name)[index] for name in ("codes", "probs", "count_B", "last")}
         return replace(self, **parts)
 
     def key(self) -> Tensor:
         """Return what the next passes depend on, (B, features)."""
         there = torch.arange(self.codes.shape[1]) < self.count_B[:, None]
-        parts = (self.codes * there[..., None], self.laws * there[..., None, None], self.last)
-        return torch.cat([part.flatten(1).to(self.laws.dtype) for part in parts], dim=1)
+        parts = (self.codes * there[..., None], self.probs * there[..., None, None], self.last)
+        return torch.cat([part.flatten(1).to(self.probs.dtype) for part in parts], dim=1)
 
 
 class JacobiDrafter(Drafter):
-    """Drafts are the model's own draws of the last pass, behind what became final.
+    """Drafts are the model's own samples of the last pass, behind what became final.
 
     Args:
-        behind: see `Drafter`.
-        guess: how positions that no pass has seen are filled. `uniform`: drawn uniformly, and
-            declared so; `certain`: drawn uniformly, declared certain (as published: exact too, but
-            seldom kept); `left`: drawn from the law of the last position that a pass has seen.
+        after_rejection: see `Drafter`.
+        guess: how positions that no pass has seen are filled. `uniform`: sampled uniformly, and
+            declared so; `one_hot`: sampled uniformly, but declared a one-hot distribution (as
+            published: exact too, but seldom kept); `left`: sampled from the distribution of the
+            last position that a pass has seen.
     """
 
     def __init__(
         self,
         *,
-        behind: Behind = "continue",
-        guess: Literal["uniform", "certain", "left"] = "uniform",
+        after_rejection: AfterRejection = "continue",
+        guess: Guess | Literal["certain"] = "uniform",
     ) -> None:
-        if guess not in ("uniform", "certain", "left"):
-            raise UserError(f"Unknown guess {guess!r}; use uniform, certain or left.")
-        self.behind, self.guess = behind, guess
+        if guess == "certain":  # its name before 0.2
+            warnings.warn(
+                "guess=certain is now guess=one_hot; the old name ends with 0.3.",
+                FutureWarning,
+                stacklevel=3,
+            )
+            guess = "one_hot"
+        if guess not in get_args(Guess):
+            raise UserError(f"Unknown guess {guess!r}; use uniform, one_hot or left.")
+        self.after_rejection, self.guess = after_rejection, guess
 
     def start(
         self, generator: Generator, cond: Cond, *, guidance: Guidance, filters: Filters, k: int
-    ) -> Carried:
-        """Return a memory of no drafts."""
+    ) -> JacobiState:
+        """Return a state of no drafts."""
         sizes, B = generator.head.id_sizes, len(cond)
-        dtype, device = law_type(generator)
+        dtype, device = probs_type(generator)
         codes = torch.zeros(B, 1, len(sizes), dtype=torch.long, device=device)
-        laws = uniform_laws(sizes, dtype, device).expand(B, 1, -1, -1)
-        return Carried(sizes, codes, laws, torch.zeros_like(codes[:, 0, 0]), laws[:, 0])
+        probs = uniform_probs(sizes, dtype, device).expand(B, 1, -1, -1)
+        return JacobiState(sizes, codes, probs, torch.zeros_like(codes[:, 0, 0]), probs[:, 0])
 
     def propose(
-        self, memory: Carried, width_B: Tensor, k: int, positions: Tensor, draws: Draws, number: int
+        self,
+        state: JacobiState,
+        width_B: Tensor,
+        k: int,
+        positions: Tensor,
+        decisions: Decisions,
+        number: int,
     ) -> Draft:
         """Carry what the last pass left, then guess."""
-        sizes, use = memory.vocab_sizes, use_of(GUESS, number)
+        sizes, use = state.vocab_sizes, use_of(GUESS, number)
         slots = torch.arange(k, device=width_B.device).expand(len(width_B), k)
-        carried = slots < memory.count_B[:, None]
+        carried = slots < state.count_B[:, None]
         blind = (slots < width_B[:, None]) & ~carried
         if self.guess == "left":
-            laws = memory.last[:, None].expand(-1, k, -1, -1)  # B k G V
-            drawn = [
-                draws.choose(
-                    laws[:, :, g], positions, use=use, matters=blind, sub=g, subs=len(sizes)
-                )
+            probs = state.last[:, None].expand(-1, k, -1, -1)  # B k G V
+            sampled = [
+                decisions.choose(probs[:, :, g], positions, use=use, where=blind, sub=g)
                 for g in range(len(sizes))
             ]
-            codes = torch.stack(drawn, dim=-1)
+            codes = torch.stack(sampled, dim=-1)
         else:
-            codes = draws.guess(sizes, positions, use=use, matters=blind)
-            laws = uniform_laws(sizes, memory.laws.dtype, memory.laws.device).expand(
+            codes = decisions.guess(sizes, positions, use=use, where=blind)
+            probs = uniform_probs(sizes, state.probs.dtype, state.probs.device).expand(
                 *codes.shape, -1
             )
-            if self.guess == "certain":
-                laws = F.one_hot(codes, laws.shape[-1]).to(laws.dtype)
-        at = slots.clamp(max=memory.codes.shape[1] - 1)
-        codes = torch.where(carried[..., None], take_slots(memory.codes, at), codes)
-        laws = torch.where(carried[..., None, None], take_slots(memory.laws, at), laws)
-        return Draft(codes, laws, width_B)
+            if self.guess == "one_hot":
+                probs = F.one_hot(codes, probs.shape[-1]).to(probs.dtype)
+        at = slots.clamp(max=state.codes.shape[1] - 1)
+        codes = torch.where(carried[..., None], take_slots(state.codes, at), codes)
+        probs = torch.where(carried[..., None, None], take_slots(state.probs, at), probs)
+        return Draft(codes, probs, width_B)
 
-    def observe(self, memory: Carried, verdict: Verdict) -> Carried:
+    def observe(self, state: JacobiState, verified: VerifyResult) -> JacobiState:
         """Carry the slots behind what became final."""
-        n, end_B = verdict.codes.shape[1], verdict.draft.width_B
-        source = verdict.matched_B[:, None] + torch.arange(n, device=end_B.device)
+        n, end_B = verified.codes.shape[1], verified.draft.width_B
+        source = verified.matched_B[:, None] + torch.arange(n, device=end_B.device)
         source = source.clamp(max=n - 1)
-        return Carried(
-            memory.vocab_sizes,
-            take_slots(verdict.codes, source),
-            take_slots(verdict.laws, source),
-            end_B + 1 - verdict.matched_B,
-            take_slots(verdict.laws, end_B[:, None])[:, 0],
+        return JacobiState(
+            state.vocab_sizes,
+            take_slots(verified.codes, source),
+            take_slots(verified.probs, source),
+            end_B + 1 - verified.matched_B,
+            take_slots(verified.probs, end_B[:, None])[:, 0],
         )
 
 
-def uniform_laws(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the uniform law (G, V) of each sub-token, V the largest of their vocabularies."""
+def uniform_probs(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return uniform distributions (G, V), one a sub-token; V is the largest vocabulary."""
     size_G1 = torch.tensor(sizes, device=device)[:, None]
     return (torch.arange(max(sizes), device=device) < size_G1).to(dtype) / size_G1
 

@@ -4,7 +4,7 @@ A pass of the generator scores k drafts at once. Each is kept or replaced by the
 `Acceptance`; what stands before the first replacement, and the replacement, are final. Rows move
 on at their own pace, and everything is a tensor operation over rows and slots.
 
-Names: B samples, L codes, k drafts, n = k + 1 slots of a window, G sub-tokens, V vocabulary.
+Shapes: B samples, L codes, k drafts, n = k + 1 slots of a window, G sub-tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from argen.decoding.base import Decoder, DecodeResult, Observer
+from argen.decoding.base import Decoder, DecodeResult
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
-from argen.decoding.guidance import Guidance
+from argen.decoding.guidance import Guidance, repeat_for_cfg
 from argen.decoding.speculative.acceptance import Acceptance
-from argen.decoding.speculative.decisions import Draws
-from argen.decoding.speculative.distributions import Laws, guidance_weights, law_type, twice
-from argen.decoding.speculative.drafters import Draft, Drafter, Verdict
-from argen.decoding.speculative.state import Progress
+from argen.decoding.speculative.decisions import Decisions
+from argen.decoding.speculative.distributions import Distributions, guidance_table, probs_type
+from argen.decoding.speculative.drafters import Draft, Drafter, VerifyResult
+from argen.decoding.speculative.state import DecodeState
 from argen.decoding.speculative.verifier import verify
 from argen.errors import IncompatibleError, UserError
 from argen.generators.base import Generator
 from argen.generators.conditioning import Cond
 from argen.generators.heads.base import Head
-from argen.layers.noise import Noise
 
 
 class LookAhead(Decoder):
@@ -65,11 +65,11 @@ class LookAhead(Decoder):
 
     @property
     def exact(self) -> bool:  # type: ignore[override]
-        """Whether kept and replaced drafts follow the generator's own law."""
+        """Whether kept and replaced drafts follow the generator's own distribution."""
         return self.acceptance.exact
 
     def check(self, generator: Generator) -> None:
-        """Raise unless one pass of the generator can score drafts of listed laws."""
+        """Raise unless the generator can score drafts and its codes have a tractable pmf."""
         plan, name = generator.plan, type(generator).__name__
         if plan.any_order or not plan.lookahead:
             instead = "masked" if plan.any_order else "sequential"
@@ -80,178 +80,177 @@ class LookAhead(Decoder):
             )
         if not generator.head.id_sizes:
             raise IncompatibleError(
-                f"decoder `{self.name}` tests drafts by their probability; {name} draws "
-                f"{generator.spec.kind} codes without a listed law: use decoder=sequential."
+                f"decoder `{self.name}` tests drafts by their probability; {name} samples "
+                f"{generator.spec.kind} codes without a tractable pmf: use decoder=sequential."
             )
         if self.window is not None and self.window > generator.spec.length:
             raise UserError(
-                f"window={self.window} is longer than the {generator.spec.length} codes of a "
+                f"window={self.window} is longer than the {generator.spec.length} codes of an "
                 f"image; use at most {generator.spec.length}."
             )
         self.drafter.check(generator)
         self.acceptance.check(generator)
 
-    @torch.inference_mode()
-    def __call__(
-        self,
-        generator: Generator,
-        cond: Cond,
-        *,
-        guidance: Guidance,
-        filters: Filters,
-        noise: Noise,
-        observer: Observer | None = None,
-    ) -> DecodeResult:
-        """Draw the codes of B = len(cond) samples; every row takes the passes it needs."""
-        self.check(generator)
-        run = self.begin(generator, cond, guidance=guidance, filters=filters)
-        draws, accepted, unfinished = Draws(noise), [], True
+    def sample(self, generator: Generator, cond: Cond, context: SamplingContext) -> DecodeResult:
+        """Sample the codes of B = len(cond) images; every row takes the passes it needs."""
+        guidance, filters = context.guidance, context.filters
+        state = self.begin(generator, cond, guidance=guidance, filters=filters)
+        decisions, accepted, unfinished = Decisions(context.noise), [], True
         while unfinished:
-            run, unfinished = self.step(generator, run, draws)
-            assert run.verdict is not None
-            accepted.append(run.verdict.matched_B)
-            if observer is not None:
-                observer(*self._finished(run, generator.head))
-        return DecodeResult(self.codes(generator, run), len(accepted), torch.stack(accepted))
+            state, unfinished = self.step(generator, state, decisions)
+            assert state.verified is not None
+            accepted.append(state.verified.matched_B)
+            if context.observer is not None:
+                context.observer(*self._finished(state, generator.head))
+        return DecodeResult(self.codes(generator, state), len(accepted), torch.stack(accepted))
 
     def begin(
         self, generator: Generator, cond: Cond, *, guidance: Guidance, filters: Filters
-    ) -> Progress:
-        """Return a run of B = len(cond) samples with nothing drawn yet."""
+    ) -> DecodeState:
+        """Return the state of B = len(cond) samples with nothing sampled yet."""
         L, G, B = generator.spec.length, len(generator.head.id_sizes), len(cond)
         k = (self.window or min(self.usual_window, L)) - 1
-        _, device = law_type(generator)
+        _, device = probs_type(generator)
         order = [position for group in generator.plan.groups for position in group]
         zeros = torch.zeros(B, dtype=torch.long, device=device)
         width_B = self._widths(zeros - 1, zeros, L, k)
-        return Progress(
+        return DecodeState(
             # One draft more: rows that are done still take part, behind the last code.
-            state=generator.start(
+            generator_state=generator.start(
                 guidance.rows(generator, cond), longest_draft=k + 1 + self.branches
             ),
-            memory=self.drafter.start(generator, cond, guidance=guidance, filters=filters, k=k),
+            drafter_state=self.drafter.start(
+                generator, cond, guidance=guidance, filters=filters, k=k
+            ),
             codes=torch.zeros(B, L + k + 1, G, dtype=torch.long, device=device),
             length_B=zeros,
             width_B=width_B,
-            most=k,
+            max_drafts=k,
             k=int(width_B.max()),
             number=0,
-            weights=guidance_weights(guidance, generator),
+            guidance=guidance_table(guidance, generator),
             filters=filters,
             order_L=torch.tensor(order, device=device),
         )
 
-    def step(self, generator: Generator, run: Progress, draws: Draws) -> tuple[Progress, bool]:
+    def step(
+        self, generator: Generator, state: DecodeState, decisions: Decisions
+    ) -> tuple[DecodeState, bool]:
         """Make one pass.
 
         Args:
             generator: the target.
-            run: from `begin` or the last step; its state and memory are changed.
-            draws: random decisions.
+            state: from `begin` or the last step; the generator's and drafter's own states in it
+                are changed.
+            decisions: random decisions.
 
         Returns:
-            the run after the pass, and whether any row is unfinished.
+            the state after the pass, and whether any row is unfinished.
         """
-        L, guided, k = generator.spec.length, run.weights is not None, run.k
-        slots = torch.arange(k + 1, device=run.length_B.device)
-        steps = run.length_B[:, None] + slots  # B n
-        positions = run.order_L[steps.clamp(max=L - 1)]
+        L, guided, k = generator.spec.length, state.guidance is not None, state.k
+        slots = torch.arange(k + 1, device=state.length_B.device)
+        steps = state.length_B[:, None] + slots  # B n
+        positions = state.order_L[steps.clamp(max=L - 1)]
         draft = self.drafter.propose(
-            run.memory, run.width_B, k, positions[:, :k], draws, run.number
+            state.drafter_state, state.width_B, k, positions[:, :k], decisions, state.number
         )
         fed = generator.head.to_codes(draft.codes)
-        params = generator.predict(run.state, twice(fed, guided) if k else None)
-        laws = Laws(generator.head, params, steps, run.weights, run.filters)
+        outputs = generator.predict(
+            state.generator_state, repeat_for_cfg(fed, guided) if k else None
+        )
+        distributions = Distributions(generator.head, outputs, steps, state.guidance, state.filters)
         tested = verify(
             draft,
-            laws,
+            distributions,
             positions,
-            draws,
-            run.number,
+            decisions,
+            state.number,
             acceptance=self.acceptance,
-            behind=self.drafter.behind,
+            after_rejection=self.drafter.after_rejection,
         )
-        return self.settle(generator, run, draft, laws, *tested)
+        return self.commit(generator, state, draft, distributions, *tested)
 
-    def settle(
+    def commit(
         self,
         generator: Generator,
-        run: Progress,
+        state: DecodeState,
         draft: Draft,
-        laws: Laws,
+        distributions: Distributions,
         ids: Tensor,
-        law: Tensor,
+        probs: Tensor,
         matched_B: Tensor,
         *,
         path: Tensor | None = None,
-    ) -> tuple[Progress, bool]:
+    ) -> tuple[DecodeState, bool]:
         """Make the first codes of each row final and get ready for the next pass.
 
         Args:
             generator: the target.
-            run: the run before the pass.
+            state: the state before the pass.
             draft: what was tested.
-            laws: of the slots.
+            distributions: of the slots.
             ids: (B, n, G), final below `matched_B`.
-            law: the laws (B, n, G, V) that the ids have now.
+            probs: the distributions (B, n, G, V) that the ids have now.
             matched_B: codes that become final.
             path: numbers of the tree's nodes that they were, where there was a tree.
         """
-        L, guided = generator.spec.length, run.weights is not None
-        matched_B = torch.where(run.length_B < L, matched_B, 0)
-        verdict = Verdict(draft, run.length_B, ids, law, matched_B)
-        new = twice(generator.head.to_codes(ids), guided)
-        options = {} if path is None else {"path": twice(path, guided)}
-        generator.commit(run.state, new, counts=twice(matched_B, guided), **options)
-        after_B = run.length_B + matched_B
-        width_B = self._widths(run.length_B, after_B, L, run.most)
+        L, guided = generator.spec.length, state.guidance is not None
+        matched_B = torch.where(state.length_B < L, matched_B, 0)
+        verified = VerifyResult(draft, state.length_B, ids, probs, matched_B)
+        new = repeat_for_cfg(generator.head.to_codes(ids), guided)
+        options = {} if path is None else {"path": repeat_for_cfg(path, guided)}
+        generator.commit(
+            state.generator_state, new, counts=repeat_for_cfg(matched_B, guided), **options
+        )
+        after_B = state.length_B + matched_B
+        width_B = self._widths(state.length_B, after_B, L, state.max_drafts)
         # The one thing the host must know: how far the next pass reaches.
         k, left = torch.stack((width_B.max(), (L - after_B).max())).tolist()
-        steps = run.length_B[:, None] + torch.arange(ids.shape[1], device=ids.device)
-        run = replace(
-            run,
-            memory=self.drafter.observe(run.memory, verdict),
-            codes=run.codes.scatter(1, steps[..., None].expand_as(ids), ids),
+        steps = state.length_B[:, None] + torch.arange(ids.shape[1], device=ids.device)
+        state = replace(
+            state,
+            drafter_state=self.drafter.observe(state.drafter_state, verified),
+            codes=state.codes.scatter(1, steps[..., None].expand_as(ids), ids),
             length_B=after_B,
             width_B=width_B,
             k=k,
-            number=run.number + 1,
-            verdict=verdict,
-            laws=laws,
+            number=state.number + 1,
+            verified=verified,
+            distributions=distributions,
         )
-        return run, left > 0
+        return state, left > 0
 
-    def codes(self, generator: Generator, run: Progress) -> Tensor:
+    def codes(self, generator: Generator, state: DecodeState) -> Tensor:
         """Return the codes (B, L) or (B, L, G) in the tokenizer's order."""
-        drawn = run.codes[:, : generator.spec.length]
-        return generator.head.to_codes(drawn[:, run.order_L.argsort()])
+        sampled = state.codes[:, : generator.spec.length]
+        return generator.head.to_codes(sampled[:, state.order_L.argsort()])
 
-    def _widths(self, before_B: Tensor, length_B: Tensor, codes: int, most: int) -> Tensor:
+    def _widths(self, before_B: Tensor, length_B: Tensor, codes: int, max_drafts: int) -> Tensor:
         """Return how many drafts each row takes in the next pass; the last code needs none.
 
         Args:
             before_B: final codes before the last pass.
             length_B: final codes now.
             codes: L.
-            most: drafts of a full window.
+            max_drafts: drafts of a full window.
         """
-        width_B = torch.full_like(length_B, most)
+        width_B = torch.full_like(length_B, max_drafts)
         if self.interval is not None:
             # As published: the rule looks at the length before the pass just made.
             low, high = self.interval
             inside = (before_B > low) & (before_B <= high)
-            width_B = torch.where(inside, (high - before_B).clamp(0, most), 0)
+            width_B = torch.where(inside, (high - before_B).clamp(0, max_drafts), 0)
         return torch.minimum(width_B, (codes - length_B - 1).clamp(min=0))
 
-    def _finished(self, run: Progress, head: Head) -> tuple[Tensor, Tensor, Tensor]:
+    def _finished(self, state: DecodeState, head: Head) -> tuple[Tensor, Tensor, Tensor]:
         """Return positions (B, n), codes and guided logits that the last pass made final."""
-        verdict = run.verdict
-        assert verdict is not None
-        assert run.laws is not None
-        slots = torch.arange(verdict.codes.shape[1], device=run.length_B.device)
-        steps = verdict.start_B[:, None] + slots
-        positions = run.order_L[steps.clamp(max=len(run.order_L) - 1)]
-        positions = torch.where(slots < verdict.matched_B[:, None], positions, -1)
-        logits = run.laws.logits(verdict.codes)
+        verified = state.verified
+        assert verified is not None
+        assert state.distributions is not None
+        slots = torch.arange(verified.codes.shape[1], device=state.length_B.device)
+        steps = verified.start_B[:, None] + slots
+        positions = state.order_L[steps.clamp(max=len(state.order_L) - 1)]
+        positions = torch.where(slots < verified.matched_B[:, None], positions, -1)
+        logits = state.distributions.logits(verified.codes)
         logits = logits[:, :, 0] if len(head.id_sizes) == 1 else logits
-        return positions, head.to_codes(verdict.codes), logits
+        return positions, head.to_codes(verified.codes), logits

@@ -1,9 +1,9 @@
 """LANTERN and LANTERN++: trees of drafts from a trained drafter, tested loosely.
 
 A pass of the target scores a whole tree; the longest kept path and one code more become final.
-With k = 0 neighbours the test is plain and the codes follow the target's own law exactly.
+With k = 0 neighbours the test is plain and the codes follow the target's own distribution exactly.
 
-Names: R rows (samples, doubled under guidance), B samples, L codes, N nodes, V vocabulary.
+Shapes: R rows (samples, doubled under guidance), B samples, L codes, N nodes, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from argen.decoding.base import Decoder, DecodeResult, Observer
+from argen.decoding.base import Decoder, DecodeResult
+from argen.decoding.context import SamplingContext
 from argen.decoding.filters import Filters
-from argen.decoding.guidance import Guidance
-from argen.decoding.speculative.decisions import FRESH, Draws, use_of
-from argen.decoding.speculative.distributions import Laws, guidance_weights, twice
+from argen.decoding.guidance import Guidance, repeat_for_cfg
+from argen.decoding.speculative.decisions import FRESH, Decisions, use_of
+from argen.decoding.speculative.distributions import Distributions, guidance_table
 from argen.decoding.speculative.neighbours import NeighbourRejection, nearest_codes
 from argen.decoding.speculative.tree_drafter import (
-    FeatureMemory,
+    FeatureDrafterState,
     TreeShape,
-    grow_drawn,
     grow_likeliest,
+    grow_sampled,
 )
 from argen.decoding.speculative.trees import Tree, walk
 from argen.errors import IncompatibleError, UserError
@@ -33,24 +34,23 @@ from argen.generators.base import Generator
 from argen.generators.conditioning import Cond
 from argen.generators.drafter.feature_drafter import FeatureDrafter, load_drafter
 from argen.generators.next_token import NextToken, NextTokenState
-from argen.layers.noise import Noise
 from argen.layers.tree import levels
 
 
 @dataclass
-class TreeRun:
-    """A batch half drawn.
+class TreeDecodeState:
+    """A batch that is being sampled.
 
     Attributes:
-        state: the target's.
-        memory: the drafter's.
-        codes: (B, L + levels) in the order they are drawn; final below the memory's `length_B`.
+        generator_state: the target's.
+        drafter_state: the drafter's.
+        codes: (B, L + levels) in the order they are sampled; final below the drafter's `length_B`.
         number: passes made.
         finished: what the last pass made final: steps (B, n) or -1, codes, guided logits.
     """
 
-    state: NextTokenState
-    memory: FeatureMemory
+    generator_state: NextTokenState
+    drafter_state: FeatureDrafterState
     codes: Tensor
     number: int
     finished: tuple[Tensor, Tensor, Tensor] | None = None
@@ -61,7 +61,7 @@ class Relaxed(Decoder):
 
     Args:
         drafter: the drafter network, or the directory it was saved in.
-        tree: `dynamic`, the likeliest paths (LANTERN); `static`, a fixed shape of drafts drawn
+        tree: `dynamic`, the likeliest paths (LANTERN); `static`, a fixed shape of drafts sampled
             without replacement (LANTERN++).
         k: number of nearest codes a draft may borrow probability from; 0 makes it exact.
         delta: bound of what is borrowed; above 1, delta - 1 times the draft's own probability.
@@ -98,7 +98,7 @@ class Relaxed(Decoder):
         if tree == "static":
             ranked = TreeShape.ranked(nodes, width=width, depth=steps + 1)
             self.shape = TreeShape(branches) if branches is not None else ranked
-        self.acceptance = NeighbourRejection(k=k, delta=delta, certain=self.shape is None)
+        self.acceptance = NeighbourRejection(k=k, delta=delta, one_hot=self.shape is None)
 
     @property
     def exact(self) -> bool:  # type: ignore[override]
@@ -160,48 +160,38 @@ class Relaxed(Decoder):
             )
         self.acceptance.check(generator)
 
-    @torch.inference_mode()
-    def __call__(
-        self,
-        generator: Generator,
-        cond: Cond,
-        *,
-        guidance: Guidance,
-        filters: Filters,
-        noise: Noise,
-        observer: Observer | None = None,
-    ) -> DecodeResult:
-        """Draw the codes of B = len(cond) samples; every row takes the passes it needs."""
-        self.check(generator)
+    def sample(self, generator: Generator, cond: Cond, context: SamplingContext) -> DecodeResult:
+        """Sample the codes of B = len(cond) images; every row takes the passes it needs."""
         assert isinstance(generator, NextToken)
-        run = self.begin(generator, cond, guidance=guidance, filters=filters)
+        guidance, filters = context.guidance, context.filters
+        state = self.begin(generator, cond, guidance=guidance, filters=filters)
         order = torch.tensor([p for group in generator.plan.groups for p in group])
-        order_L, draws = order.to(run.codes.device), Draws(noise)
+        order_L, decisions = order.to(state.codes.device), Decisions(context.noise)
         accepted, unfinished = [], True
         while unfinished:
-            matched_B, unfinished = self.step(generator, run, draws, order_L)
+            matched_B, unfinished = self.step(generator, state, decisions, order_L)
             accepted.append(matched_B)
-            if observer is not None and run.finished is not None:
-                steps, codes, logits = run.finished
+            if context.observer is not None and state.finished is not None:
+                steps, codes, logits = state.finished
                 positions = order_L[steps.clamp(0, len(order_L) - 1)]
-                observer(torch.where(steps >= 0, positions, -1), codes, logits)
-        drawn = run.codes[:, : generator.spec.length]
-        return DecodeResult(drawn[:, order_L.argsort()], run.number, torch.stack(accepted))
+                context.observer(torch.where(steps >= 0, positions, -1), codes, logits)
+        sampled = state.codes[:, : generator.spec.length]
+        return DecodeResult(sampled[:, order_L.argsort()], state.number, torch.stack(accepted))
 
     def begin(
         self, generator: NextToken, cond: Cond, *, guidance: Guidance, filters: Filters
-    ) -> TreeRun:
-        """Return a run of B = len(cond) samples with nothing drawn yet."""
+    ) -> TreeDecodeState:
+        """Return the state of B = len(cond) samples with nothing sampled yet."""
         assert self.drafter is not None
         rows, B, L = guidance.rows(generator, cond), len(cond), generator.spec.length
         nodes = self.nodes if self.shape is None else len(self.shape.parents)
         state = generator.start(rows, longest_draft=nodes + 1)
         device = state.codes.device
         fed = self.width * self.steps if self.shape is None else nodes
-        memory = FeatureMemory(
+        drafter_state = FeatureDrafterState(
             network=self.drafter.to(device).eval(),
             head=generator.head,
-            weights=guidance_weights(guidance, generator),
+            guidance=guidance_table(guidance, generator),
             filters=filters,
             cache=self.drafter.cache(len(rows), fed + self.depth + 2),
             last=torch.zeros(len(rows), 1, self.drafter.dim, device=device),
@@ -209,89 +199,111 @@ class Relaxed(Decoder):
             longest=0,
         )
         codes = torch.zeros(B, L + self.depth + 1, dtype=torch.long, device=device)
-        return TreeRun(state, memory, codes, 0)
+        return TreeDecodeState(state, drafter_state, codes, 0)
 
     def step(
-        self, generator: NextToken, run: TreeRun, draws: Draws, order_L: Tensor
+        self, generator: NextToken, state: TreeDecodeState, decisions: Decisions, order_L: Tensor
     ) -> tuple[Tensor, bool]:
-        """Make one pass, changing the run.
+        """Make one pass, changing the state.
 
         Returns:
             how many codes of each row became final (B,), and whether any row is unfinished.
         """
-        memory, L = run.memory, generator.spec.length
-        guided, length_B = memory.weights is not None, memory.length_B
-        B, depth = len(length_B), self.depth if run.number else 0
+        drafter_state, L = state.drafter_state, generator.spec.length
+        guided, length_B = drafter_state.guidance is not None, drafter_state.length_B
+        B, depth = len(length_B), self.depth if state.number else 0
         row = torch.arange(B, device=length_B.device)[:, None]
         steps = length_B[:, None] + torch.arange(depth + 1, device=length_B.device)
         positions = order_L[steps.clamp(max=L - 1)]  # B levels
-        tree = self._grow(memory, positions, draws, run.number) if run.number else None
+        tree = (
+            self._grow(drafter_state, positions, decisions, state.number) if state.number else None
+        )
         if tree is None:
-            params, level = generator.predict(run.state), torch.zeros_like(steps)
+            outputs, level = generator.predict(state.generator_state), torch.zeros_like(steps)
         else:
             below = levels(tree.parents).expand(B, -1)
             level = torch.cat((torch.zeros_like(row), below), dim=1)  # B N+1
-            parents = tree.parents if tree.parents.ndim == 1 else twice(tree.parents, guided)
-            params = generator.predict(run.state, twice(tree.codes, guided), parents=parents)
-        laws = Laws(
-            generator.head, params, length_B[:, None] + level, memory.weights, memory.filters
+            parents = (
+                tree.parents if tree.parents.ndim == 1 else repeat_for_cfg(tree.parents, guided)
+            )
+            outputs = generator.predict(
+                state.generator_state, repeat_for_cfg(tree.codes, guided), parents=parents
+            )
+        distributions = Distributions(
+            generator.head,
+            outputs,
+            length_B[:, None] + level,
+            drafter_state.guidance,
+            drafter_state.filters,
         )
-        p = laws.given(torch.zeros_like(level)[..., None])[:, :, 0]  # B N+1 V
-        count_B, path, law = torch.zeros_like(length_B), row.new_zeros(B, 0), p[:, 0]
+        p = distributions.probs(torch.zeros_like(level)[..., None])[:, :, 0]  # B N+1 V
+        count_B, path, probs = torch.zeros_like(length_B), row.new_zeros(B, 0), p[:, 0]
         codes = row.new_zeros(B, depth + 1)
         if tree is not None:
             limit_B = (L - length_B - 1).clamp(min=0)
             kept = walk(
-                tree, p, positions, draws, run.number, acceptance=self.acceptance, limit_B=limit_B
+                tree,
+                p,
+                positions,
+                decisions,
+                state.number,
+                acceptance=self.acceptance,
+                limit_B=limit_B,
             )
-            count_B, path, law = kept.count_B, kept.path, kept.law
+            count_B, path, probs = kept.count_B, kept.path, kept.probs
             codes[:, :-1] = tree.codes.gather(1, (path - 1).clamp(min=0))
         live = length_B < L
-        extra = draws.choose(
-            law[:, None],
+        extra = decisions.choose(
+            probs[:, None],
             positions[row, count_B[:, None]],
-            use=use_of(FRESH, run.number),
-            matters=live[:, None],
+            use=use_of(FRESH, state.number),
+            where=live[:, None],
         )
         codes = codes.scatter(1, count_B[:, None], extra)
         matched_B = torch.where(live, count_B + 1, 0)
         generator.commit(
-            run.state,
-            twice(codes, guided),
-            counts=twice(matched_B, guided),
-            path=twice(path, guided) if tree is not None else None,
+            state.generator_state,
+            repeat_for_cfg(codes, guided),
+            counts=repeat_for_cfg(matched_B, guided),
+            path=repeat_for_cfg(path, guided) if tree is not None else None,
         )
-        run.codes = run.codes.scatter(1, steps, codes)
+        state.codes = state.codes.scatter(1, steps, codes)
         nodes = torch.cat((torch.zeros_like(row), path), dim=1)  # whose vectors drew the codes
         shown = torch.arange(depth + 1, device=row.device) < matched_B[:, None]
-        run.finished = (
+        state.finished = (
             torch.where(shown, steps, -1),
             codes,
-            laws.logits(torch.zeros_like(level)[..., None])[:, :, 0][row, nodes],
+            distributions.logits(torch.zeros_like(level)[..., None])[:, :, 0][row, nodes],
         )
         after_B = length_B + matched_B
         # The one thing the host must know: how far the rows have come.
         longest, left = torch.stack((after_B.max(), (L - after_B).max())).tolist()
-        self._observe(run, codes, nodes, matched_B, longest)
-        run.number += 1
+        self._observe(state, codes, nodes, matched_B, longest)
+        state.number += 1
         return matched_B, left > 0
 
-    def _grow(self, memory: FeatureMemory, positions: Tensor, draws: Draws, number: int) -> Tree:
+    def _grow(
+        self,
+        drafter_state: FeatureDrafterState,
+        positions: Tensor,
+        decisions: Decisions,
+        number: int,
+    ) -> Tree:
         if self.shape is not None:
-            return grow_drawn(memory, self.shape, positions, draws, number)
-        return grow_likeliest(memory, width=self.width, steps=self.steps, nodes=self.nodes)
+            return grow_sampled(drafter_state, self.shape, positions, decisions, number)
+        return grow_likeliest(drafter_state, width=self.width, steps=self.steps, nodes=self.nodes)
 
     def _observe(
-        self, run: TreeRun, codes: Tensor, nodes: Tensor, matched_B: Tensor, longest: int
+        self, state: TreeDecodeState, codes: Tensor, nodes: Tensor, matched_B: Tensor, longest: int
     ) -> None:
         """Show the drafter the codes that became final and the vectors that predicted them."""
-        memory, hidden = run.memory, run.state.hidden
+        drafter_state, hidden = state.drafter_state, state.generator_state.hidden
         assert hidden is not None
-        guided = memory.weights is not None
-        if run.number == 0:
+        guided = drafter_state.guidance is not None
+        if state.number == 0:
             # The prefix's own vectors come before the one that predicted the first code.
-            codes = torch.nn.functional.pad(codes, (memory.network.prefix_rows, 0))
+            codes = torch.nn.functional.pad(codes, (drafter_state.network.prefix_rows, 0))
         else:
             rows = torch.arange(len(hidden), device=hidden.device)[:, None]
-            hidden = hidden[rows, twice(nodes, guided)]
-        run.memory = memory.read(codes, hidden, matched_B, longest)
+            hidden = hidden[rows, repeat_for_cfg(nodes, guided)]
+        state.drafter_state = drafter_state.read(codes, hidden, matched_B, longest)

@@ -1,10 +1,10 @@
 """Trees of drafts grown by a network that reads the target's hidden vectors.
 
 Dynamic trees keep the likeliest paths (EAGLE-2 and LANTERN, arXiv 2406.16858, 2410.03355); their
-drafts are certain. Static trees have a fixed shape and drafts drawn without replacement
+drafts are one-hot. Static trees have a fixed shape and drafts sampled without replacement
 (LANTERN++, arXiv 2502.06352).
 
-Names: R rows (samples, doubled under guidance), B samples, N nodes, W width, D model width,
+Shapes: R rows (samples, doubled under guidance), B samples, N nodes, W width, D model width,
 V vocabulary.
 """
 
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from argen.decoding.filters import Filters
-from argen.decoding.speculative.decisions import DRAFT, Draws, use_of
-from argen.decoding.speculative.distributions import Laws, StepWeights, twice
+from argen.decoding.guidance import repeat_for_cfg
+from argen.decoding.speculative.decisions import DRAFT, Decisions, use_of
+from argen.decoding.speculative.distributions import Distributions, GuidanceTable
 from argen.decoding.speculative.trees import Tree
 from argen.errors import UserError
 from argen.generators.drafter.feature_drafter import FeatureDrafter
@@ -29,13 +30,13 @@ from argen.layers.masks import causal, dense_mask
 
 
 @dataclass
-class FeatureMemory:
+class FeatureDrafterState:
     """The drafter network at work.
 
     Attributes:
         network: the drafter.
         head: the target's head.
-        weights: guidance of each step, or None.
+        guidance: of each step, or None.
         filters: logit filters.
         cache: keys and values of the rows of final codes.
         last: predicted hidden vector of the next code (R, 1, D).
@@ -45,14 +46,16 @@ class FeatureMemory:
 
     network: FeatureDrafter
     head: Head
-    weights: StepWeights | None
+    guidance: GuidanceTable | None
     filters: Filters
     cache: KVCache
     last: Tensor
     length_B: Tensor
     longest: int
 
-    def read(self, codes: Tensor, hidden: Tensor, counts_B: Tensor, longest: int) -> FeatureMemory:
+    def read(
+        self, codes: Tensor, hidden: Tensor, counts_B: Tensor, longest: int
+    ) -> FeatureDrafterState:
         """Take in final codes and the target's hidden vectors that predicted them.
 
         Args:
@@ -61,25 +64,30 @@ class FeatureMemory:
             counts_B: how many of the codes are final in each row, prefix rows not counted.
             longest: the largest number of final codes afterwards.
         """
-        guided, n, device = self.weights is not None, codes.shape[1], codes.device
+        guided, n, device = self.guidance is not None, codes.shape[1], codes.device
         prefix = self.network.prefix_rows if self.longest == 0 else 0
         first_B = self.network.prefix_rows - prefix + self.length_B
-        start = twice(first_B, guided)
+        start = repeat_for_cfg(first_B, guided)
         reach = self.network.prefix_rows + self.longest + n - prefix
         window = Window(start=start, n=n, reach=reach)
         places = window.slots(device)
         mask = dense_mask(causal, places, torch.arange(window.reach, device=device))
         found = self.network(
-            twice(codes, guided), hidden, places, mask=mask, cache=self.cache, window=window
+            repeat_for_cfg(codes, guided),
+            hidden,
+            places,
+            mask=mask,
+            cache=self.cache,
+            window=window,
         )
-        at = twice((prefix + counts_B - 1).clamp(min=0), guided)
+        at = repeat_for_cfg((prefix + counts_B - 1).clamp(min=0), guided)
         last = found[torch.arange(len(found), device=device), at][:, None]
         return replace(self, last=last, length_B=self.length_B + counts_B, longest=longest)
 
-    def laws(self, hidden: Tensor, level: int) -> Laws:
-        """Return the laws of the codes after predicted hidden vectors (R, n, D) of a level."""
+    def distributions(self, hidden: Tensor, level: int) -> Distributions:
+        """Return the distributions behind predicted hidden vectors (R, n, D) of a level."""
         steps = (self.length_B + level)[:, None].expand(-1, hidden.shape[1])
-        return Laws(self.head, self.head(hidden), steps, self.weights, self.filters)
+        return Distributions(self.head, self.head(hidden), steps, self.guidance, self.filters)
 
     def feed(self, codes: Tensor, hidden: Tensor, above: Tensor, level: int) -> Tensor:
         """Run nodes of one level; returns their predicted hidden vectors (R, n, D).
@@ -90,8 +98,8 @@ class FeatureMemory:
             above: which of the nodes fed so far each may look at, its own last, (B or 1, n, fed).
             level: 0 for the children of the root.
         """
-        guided, n, device = self.weights is not None, codes.shape[1], codes.device
-        base_R1 = twice(self.network.prefix_rows + self.length_B, guided)[:, None]
+        guided, n, device = self.guidance is not None, codes.shape[1], codes.device
+        base_R1 = repeat_for_cfg(self.network.prefix_rows + self.length_B, guided)[:, None]
         fed = above.shape[-1]
         window = Window(
             start=base_R1[:, 0] + fed - n,
@@ -99,12 +107,12 @@ class FeatureMemory:
             reach=self.network.prefix_rows + self.longest + fed,
         )
         node = torch.arange(window.reach, device=device) - base_R1  # R reach
-        above = twice(above.expand(len(codes), -1, -1), guided)  # R n fed
+        above = repeat_for_cfg(above.expand(len(codes), -1, -1), guided)  # R n fed
         index = node.clamp(0, fed - 1)[:, None].expand(-1, n, -1)
         mask = (node < 0)[:, None] | (above.gather(-1, index) & (node < fed)[:, None])
         places = (base_R1 + level).expand(-1, n)
         return self.network(
-            twice(codes, guided),
+            repeat_for_cfg(codes, guided),
             hidden,
             places,
             mask=mask[:, None],
@@ -113,25 +121,25 @@ class FeatureMemory:
         )
 
 
-def grow_likeliest(memory: FeatureMemory, *, width: int, steps: int, nodes: int) -> Tree:
+def grow_likeliest(state: FeatureDrafterState, *, width: int, steps: int, nodes: int) -> Tree:
     """Grow a dynamic tree: the `nodes` likeliest of all codes met in a beam search.
 
     Args:
-        memory: the drafter after the last final code.
+        state: the drafter after the last final code.
         width: size W of the beam, and children tried of each node in it.
         steps: times the beam is fed to the drafter; the tree has up to steps + 1 levels.
         nodes: nodes kept.
     """
-    guided, B, device = memory.weights is not None, len(memory.length_B), memory.last.device
+    guided, B, device = state.guidance is not None, len(state.length_B), state.last.device
     row = torch.arange(B, device=device)[:, None]
-    score, beam = _best(_log_law(memory, memory.last, 0)[:, 0], width)  # B W, B W
+    score, beam = _best(_log_probs(state, state.last, 0)[:, 0], width)  # B W, B W
     codes, scores, parents = [beam], [score], [torch.zeros_like(beam)]
     numbers = torch.arange(1, width + 1, device=device).expand(B, width)  # of the beam's nodes
-    hidden = memory.last.expand(-1, width, -1)
+    hidden = state.last.expand(-1, width, -1)
     above, met = torch.eye(width, dtype=torch.bool, device=device).expand(B, -1, -1), width
     for level in range(steps):
-        predicted = memory.feed(beam, hidden, above, level)  # R W D
-        gain, tried = _best(_log_law(memory, predicted, level + 1), width)  # B W W
+        predicted = state.feed(beam, hidden, above, level)  # R W D
+        gain, tried = _best(_log_probs(state, predicted, level + 1), width)  # B W W
         total = (score[..., None] + gain).flatten(1)  # B W*W
         codes.append(tried.flatten(1))
         scores.append(total)
@@ -139,8 +147,8 @@ def grow_likeliest(memory: FeatureMemory, *, width: int, steps: int, nodes: int)
         score, kept = total.topk(width, dim=-1)  # B W
         numbers, met = met + 1 + kept, met + width * width
         beam, parent = tried.flatten(1).gather(1, kept), kept // width
-        rows, both = torch.arange(len(predicted), device=device)[:, None], twice(parent, guided)
-        hidden = predicted[rows, both]
+        rows = torch.arange(len(predicted), device=device)[:, None]
+        hidden = predicted[rows, repeat_for_cfg(parent, guided)]
         own = torch.eye(width, dtype=torch.bool, device=device).expand(B, -1, -1)
         above = torch.cat((above[row, parent], own), dim=-1)
     every = torch.cat(scores, dim=1)  # B met
@@ -152,48 +160,53 @@ def grow_likeliest(memory: FeatureMemory, *, width: int, steps: int, nodes: int)
     return Tree(
         codes=torch.cat(codes, dim=1).gather(1, chosen),
         parents=torch.where(old > 0, new, 0),
-        laws=None,
+        probs=None,
         width=width,
         depth=steps + 1,
     )
 
 
-def grow_drawn(
-    memory: FeatureMemory, shape: TreeShape, positions: Tensor, draws: Draws, number: int
+def grow_sampled(
+    state: FeatureDrafterState,
+    shape: TreeShape,
+    positions: Tensor,
+    decisions: Decisions,
+    number: int,
 ) -> Tree:
-    """Grow a static tree: children are drawn one after another without replacement.
+    """Grow a static tree: children are sampled one after another without replacement.
 
     Args:
-        memory: the drafter after the last final code.
+        state: the drafter after the last final code.
         shape: which nodes there are.
         positions: positions (B, levels) of the levels.
-        draws: random decisions.
+        decisions: random decisions.
         number: number of the pass.
     """
-    B, device = len(memory.length_B), memory.last.device
+    B, device = len(state.length_B), state.last.device
     parents = torch.tensor(shape.parents, device=device)
     codes = torch.zeros(B, len(shape.parents), dtype=torch.long, device=device)
-    predicted = memory.last  # of the inner nodes of the level above
+    predicted = state.last  # of the inner nodes of the level above
     inner = [0]
-    laws: Tensor | None = None
+    tree_probs: Tensor | None = None
     fed: list[int] = []
     for level in range(shape.depth):
-        law = memory.laws(predicted, level).given(codes[:, : len(inner), None])[:, :, 0]  # B n V
-        if laws is None:
-            laws = law.new_zeros(B, len(shape.parents) + 1, law.shape[-1])
-        laws[:, inner] = law
-        left = law
+        probs = state.distributions(predicted, level).probs(codes[:, : len(inner), None])
+        probs = probs[:, :, 0]  # B n V
+        if tree_probs is None:
+            tree_probs = probs.new_zeros(B, len(shape.parents) + 1, probs.shape[-1])
+        tree_probs[:, inner] = probs
+        left = probs
         for rank in range(max(len(shape.children[i]) for i in inner)):
             some = [(at, i) for at, i in enumerate(inner) if len(shape.children[i]) > rank]
             at = [a for a, _ in some]
             nodes = torch.tensor([shape.children[i][rank] for _, i in some], device=device)
             # Every node has noise of its own.
-            places = positions[:, level : level + 1] + len(memory.network.rope_table) * nodes
-            new = draws.choose(
+            places = positions[:, level : level + 1] + len(state.network.rope_table) * nodes
+            new = decisions.choose(
                 left[:, at],
                 places,
                 use=use_of(DRAFT, number),
-                matters=torch.ones_like(places, dtype=torch.bool),
+                where=torch.ones_like(places, dtype=torch.bool),
             )
             codes[:, nodes - 1] = new
             left = left.clone()
@@ -205,10 +218,10 @@ def grow_drawn(
         fed += growing
         above = shape.above(growing, fed).to(device)[None]
         node_codes = codes[:, [i - 1 for i in growing]]
-        predicted = memory.feed(node_codes, predicted[:, up], above, level)
+        predicted = state.feed(node_codes, predicted[:, up], above, level)
         inner = growing
     width = max(len(children) for children in shape.children)
-    return Tree(codes, parents, laws, width, shape.depth)
+    return Tree(codes, parents, tree_probs, width, shape.depth)
 
 
 class TreeShape:
@@ -269,12 +282,12 @@ class TreeShape:
         return cls(sorted(paths, key=cost)[:nodes])
 
 
-def _log_law(memory: FeatureMemory, hidden: Tensor, level: int) -> Tensor:
-    """Return log laws (B, n, V) after predicted hidden vectors (R, n, D)."""
-    empty = torch.zeros(len(memory.length_B), hidden.shape[1], 1, dtype=torch.long)
-    return memory.laws(hidden, level).given(empty.to(hidden.device))[:, :, 0].log()
+def _log_probs(state: FeatureDrafterState, hidden: Tensor, level: int) -> Tensor:
+    """Return log probabilities (B, n, V) after predicted hidden vectors (R, n, D)."""
+    empty = torch.zeros(len(state.length_B), hidden.shape[1], 1, dtype=torch.long)
+    return state.distributions(hidden, level).probs(empty.to(hidden.device))[:, :, 0].log()
 
 
-def _best(log_law: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    best = log_law.topk(width, dim=-1)
+def _best(log_probs: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    best = log_probs.topk(width, dim=-1)
     return best.values, best.indices

@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from argen.generators.heads.base import Filter, Head, Weight, draw_categorical, guide
+from argen.generators.heads.base import Filter, Head
+from argen.generators.heads.guidance import GuidanceStep, guide
+from argen.generators.heads.sampling import sample_categorical
 from argen.layers.noise import Noise
 
 
@@ -18,7 +20,7 @@ class CategoricalHead(Head):
         dim: width D of the hidden vectors.
         vocab_size: V.
         bias: bias of the output projection.
-        codes: only ids below this are drawn, where the vocabulary holds others too.
+        codes: only ids below this are sampled, where the vocabulary holds others too.
     """
 
     def __init__(
@@ -28,7 +30,7 @@ class CategoricalHead(Head):
         self.proj = nn.Linear(dim, vocab_size, bias=bias)
         self.codes = vocab_size if codes is None else codes
 
-    def outputs(self) -> list[nn.Linear]:
+    def output_layers(self) -> list[nn.Linear]:
         """Return the one projection."""
         return [self.proj]
 
@@ -36,9 +38,9 @@ class CategoricalHead(Head):
         """Return float32 logits (B, n, V)."""
         return self.proj(hidden_BnD).float()
 
-    def loss(self, params: Tensor, target: Tensor, **draws: Any) -> Tensor:
+    def loss(self, outputs: Tensor, target: Tensor, **options: Any) -> Tensor:
         """Return the cross entropy in nats, (B, n)."""
-        return F.cross_entropy(params.flatten(0, 1), target.flatten(), reduction="none").view(
+        return F.cross_entropy(outputs.flatten(0, 1), target.flatten(), reduction="none").view(
             target.shape
         )
 
@@ -47,20 +49,20 @@ class CategoricalHead(Head):
         """Number of codes."""
         return (self.codes,)
 
-    def conditional(self, params: Tensor, codes: Tensor) -> Tensor:
+    def conditional(self, outputs: Tensor, codes: Tensor) -> Tensor:
         """Return the logits as those of one sub-token, (R, n, 1, V)."""
-        return params[..., None, : self.codes]
+        return outputs[..., None, : self.codes]
 
     def sample(
         self,
-        params: Tensor,
+        outputs: Tensor,
         *,
-        weight: Weight,
+        guidance: GuidanceStep | None,
         filters: Filter,
         noise: Noise,
         positions: Tensor,
     ) -> Tensor:
-        """Draw ids (B, n)."""
-        logits = filters(guide(params, weight)[..., : self.codes])
+        """Sample ids (B, n)."""
+        logits = filters(guide(outputs, guidance)[..., : self.codes])
         uniform = noise.uniform(positions).to(logits.device)
-        return draw_categorical(logits, uniform.expand(logits.shape[:-1]))
+        return sample_categorical(logits, uniform.expand(logits.shape[:-1]))

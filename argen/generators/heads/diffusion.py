@@ -1,6 +1,6 @@
 """The diffusion head: p(code | hidden vector) of each position by a small MLP (arXiv 2406.11838).
 
-Letters: R rows (samples, or twice as many under guidance), n positions, C code width, D width of
+Shapes: R rows (samples, or twice as many under guidance), n positions, C code width, D width of
 the hidden vectors, W width of the MLP, m repeats of each training position.
 """
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from argen.errors import UserError
-from argen.generators.heads.base import Filter, Head, Weight, guide
+from argen.generators.heads.base import Filter, Head
+from argen.generators.heads.guidance import GuidanceStep, guide
 from argen.layers.diffusion import GaussianDiffusion
 from argen.layers.noise import Noise
 from argen.layers.precision import float32
@@ -120,8 +121,8 @@ class DiffusionHead(Head):
         variance: `learned_range`, `fixed_large` or `fixed_small`.
         sampler: `ddpm`, or `ddim` with its `eta`.
         eta: noise of the `ddim` sampler, 0 for none.
-        repeats: timesteps m drawn for each position of a training batch.
-        clip: largest size of a number of a code when drawing, see `GaussianDiffusion`; published
+        repeats: timesteps m sampled for each position of a training batch.
+        clip: largest size of a number of a code when sampling, see `GaussianDiffusion`; published
             models have none, heads after a short training run away without.
     """
 
@@ -174,20 +175,20 @@ class DiffusionHead(Head):
         )
 
     def forward(self, hidden_BnD: Tensor) -> Tensor:
-        """Return the hidden vectors: they are the parameters."""
+        """Return the hidden vectors: they are the outputs."""
         return hidden_BnD
 
-    def guided(self, params: Tensor, weight: Weight) -> Tensor:
+    def guided(self, outputs: Tensor, guidance: GuidanceStep | None) -> Tensor:
         """Return the hidden vectors of all rows: guidance acts on the noise predictions."""
-        return params
+        return outputs
 
     def terms(
-        self, params: Tensor, target: Tensor, t: Tensor, noise: Tensor
+        self, outputs: Tensor, target: Tensor, t: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return squared error and variational term in bits, (m, B, n) each, means over C.
 
         Args:
-            params: hidden vectors (B, n, D).
+            outputs: hidden vectors (B, n, D).
             target: codes (B, n, C).
             t: timesteps (m, B, n).
             noise: standard normal (m, B, n, C).
@@ -195,7 +196,7 @@ class DiffusionHead(Head):
         # Under autocast only the network's products are in bfloat16, as published.
         clean = target.float().expand_as(noise)  # m B n C
         x = self.process.noised(clean, t, noise)
-        output = self.net(x, t, self.net.condition(params))
+        output = self.net(x, t, self.net.condition(outputs))
         eps, values = output[..., : self.code_dim], output[..., self.code_dim :]
         error = (noise - eps).square().mean(-1)
         if self.process.variance != "learned_range":
@@ -204,45 +205,45 @@ class DiffusionHead(Head):
 
     def loss(
         self,
-        params: Tensor,
+        outputs: Tensor,
         target: Tensor,
         *,
         t: Tensor | None = None,
         noise: Tensor | None = None,
-        **draws: Any,
+        **options: Any,
     ) -> Tensor:
-        """Return the loss (B, n), a mean over the m repeats; fresh draws where none are given."""
+        """Return the loss (B, n), a mean over the m repeats; random where not given."""
         shape = (self.repeats, *target.shape[:2])
         if t is None:
             t = torch.randint(self.process.steps, shape, device=target.device)
         if noise is None:
             noise = torch.randn(*shape, self.code_dim, device=target.device)
-        error, bound = self.terms(params, target, t, noise)
+        error, bound = self.terms(outputs, target, t, noise)
         return (error + bound).mean(0)
 
     @float32
     def sample(
         self,
-        params: Tensor,
+        outputs: Tensor,
         *,
-        weight: Weight,
+        guidance: GuidanceStep | None,
         filters: Filter,
         noise: Noise,
         positions: Tensor,
     ) -> Tensor:
-        """Draw codes (B, n, C); the temperature scales the noise of the steps, not the start."""
+        """Sample codes (B, n, C); the temperature scales the noise of the steps, not the start."""
         temperature = noise_temperature(filters)
-        if isinstance(weight, float | int) and weight == 1.0:
-            params, weight = params.chunk(2)[0], None  # the null half would have no say
-        rows, n, device = params.shape[0], params.shape[1], params.device
-        B = rows if weight is None else rows // 2
-        cond = self.net.condition(params)  # R n W
+        if guidance is not None and guidance.is_one:
+            outputs, guidance = outputs.chunk(2)[0], None  # the null half would have no say
+        rows, n, device = outputs.shape[0], outputs.shape[1], outputs.device
+        B = rows if guidance is None else rows // 2
+        cond = self.net.condition(outputs)  # R n W
         size, last = (self.code_dim,), len(self.sampling) - 1
         x = noise.normal(positions, size).to(device).expand(B, n, -1)  # B n C
         for step in range(last, -1, -1):
             t = torch.tensor(self.sampling.timesteps[step], device=device)
-            output = self.net(x if weight is None else torch.cat((x, x)), t, cond)
-            eps = guide(output[..., : self.code_dim], weight, centred=False)
+            output = self.net(x if guidance is None else torch.cat((x, x)), t, cond)
+            eps = guide(output[..., : self.code_dim], guidance, centred=False)
             values = output[:B, :, self.code_dim :]
             fresh = None
             if step > 0 and (self.sampler == "ddpm" or self.eta):

@@ -1,62 +1,55 @@
 """The flow head: codes of a whole entity by following a velocity field (xAR, arXiv 2502.20388).
 
 Between codes at time 0 and noise at time 1 points move on straight lines, and the network learns
-their velocity (arXiv 2209.03003, 2210.02747). Letters: R rows (samples, or twice as many under
+their velocity (arXiv 2209.03003, 2210.02747). Shapes: R rows (samples, or twice as many under
 guidance), n positions, C code width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from argen.errors import UserError
-from argen.generators.heads.base import Filter, Head, Weight, guide
+from argen.generators.heads.base import Filter, Head
 from argen.generators.heads.diffusion import noise_temperature
+from argen.generators.heads.guidance import GuidanceStep, guide
 from argen.layers.noise import Noise
 
 SAMPLERS = ("euler_maruyama", "euler")
 
 
-@dataclass
-class Velocity:
-    """The velocity field of one entity given everything before it: the `params` of a flow head.
+class Velocity(ABC):
+    """The velocity field of one entity given everything before it: the outputs of a flow model.
 
     Attributes:
-        evaluate: maps points (R, n, C) and a time in [0, 1] to velocities (R, n, C).
         shape: (R, n, C).
         device: where it is evaluated.
         positions: long (n,), what the noise of this entity is keyed by; the decoder's positions
             when None.
-        then: gives the field of the next entity once this one is drawn (B, n, C), for entities
-            that are context and no codes of their own.
+        is_context: whether the entity holds no codes of its own, only context for the next one.
     """
 
-    evaluate: Callable[[Tensor, float], Tensor]
     shape: tuple[int, int, int]
     device: torch.device
     positions: Tensor | None = None
-    then: Callable[[Tensor], Velocity] | None = None
+    is_context: bool = False
 
+    @abstractmethod
     def __call__(self, x: Tensor, t: float) -> Tensor:
-        """Return the velocities (R, n, C) at points `x` (R, n, C) and time `t`."""
-        return self.evaluate(x, t)
+        """Return the velocities (R, n, C) at points `x` (R, n, C) and time `t` in [0, 1]."""
+
+    def after(self, context_BnC: Tensor) -> Velocity:
+        """Fix a context entity as sampled; returns the field of the entity behind it."""
+        raise ValueError("What is sampled here are codes; the strategy commits them.")
 
     def probe(self) -> Tensor:
         """Return the velocity of the origin at time 1, (R, n, C): a field as one tensor."""
         return self(torch.zeros(self.shape, device=self.device), 1.0)
-
-
-# A field has no tensors of its own; code that maps over parameters sees its probe.
-pytree.register_pytree_node(
-    Velocity, lambda field: ([field.probe()], None), lambda parts, _: next(iter(parts))
-)
 
 
 class FlowHead(Head):
@@ -94,69 +87,68 @@ class FlowHead(Head):
         """Return velocities as they are."""
         return hidden_BnD
 
-    def guided(self, params: Any, weight: Weight) -> Any:
+    def guided(self, outputs: Any, guidance: GuidanceStep | None) -> Any:
         """Return the field of all rows: guidance acts on what it gives."""
-        return params
+        return outputs
 
     def loss(
-        self, params: Tensor, target: Tensor, *, noise: Tensor | None = None, **draws: Any
+        self, outputs: Tensor, target: Tensor, *, noise: Tensor | None = None, **options: Any
     ) -> Tensor:
         """Return the squared error (B, n) of velocities (B, n, C), a mean over C.
 
         Args:
-            params: predicted velocities.
+            outputs: predicted velocities.
             target: codes.
             noise: the noise at the other end of their lines.
         """
         if noise is None:
             raise ValueError("The velocity depends on the noise that the points were made with.")
-        return (params.float() - (noise.float() - target.float())).square().mean(-1)
+        return (outputs.float() - (noise.float() - target.float())).square().mean(-1)
 
     def sample(
         self,
-        params: Any,
+        outputs: Any,
         *,
-        weight: Weight,
+        guidance: GuidanceStep | None,
         filters: Filter,
         noise: Noise,
         positions: Tensor,
     ) -> Tensor:
-        """Draw codes (B, n, C); the temperature scales the noise of the stochastic steps."""
+        """Sample codes (B, n, C); the temperature scales the noise of the stochastic steps."""
         temperature = noise_temperature(filters)
         if self.sampler == "euler" and temperature != 1.0:
             raise UserError(
                 "sampler=euler adds no noise for a temperature to scale; leave it at 1."
             )
-        field: Velocity = params
-        while field.then is not None:
-            at = positions if field.positions is None else field.positions
-            field = field.then(self._integrate(field, weight, temperature, noise, at))
-        at = positions if field.positions is None else field.positions
-        return self._integrate(field, weight, temperature, noise, at)
+        field: Velocity = outputs
+        while field.is_context:
+            field = field.after(self._integrate(field, guidance, temperature, noise, positions))
+        return self._integrate(field, guidance, temperature, noise, positions)
 
     def _integrate(
         self,
         field: Velocity,
-        weight: Weight,
+        guidance: GuidanceStep | None,
         temperature: float,
         noise: Noise,
         positions: Tensor,
     ) -> Tensor:
         """Follow one field; the points are float64, as small steps add up."""
         R, n, C = field.shape
-        B = R if weight is None else R // 2
+        B = R if guidance is None else R // 2
+        at = positions if field.positions is None else field.positions
 
-        def draw(use: int) -> Tensor:
-            return noise.normal(positions, (C,), use=use).to(field.device).double()
+        def normal(use: int) -> Tensor:
+            return noise.normal(at, (C,), use=use).to(field.device).double()
 
         def drift(x: Tensor, t: float) -> Tensor:
-            points = x if weight is None else torch.cat((x, x))
+            points = x if guidance is None else torch.cat((x, x))
             v = field(points.float(), t).double()
             if self.sampler == "euler_maruyama":
                 v = v - t * score(v, points, t)
-            return v if weight is None else self._guide(v, weight, t)
+            return v if guidance is None else self._guide(v, guidance, t)
 
-        x = draw(0).expand(B, n, C)
+        x = normal(0).expand(B, n, C)
         if self.sampler == "euler":
             times = torch.linspace(1, 0, self.steps + 1, dtype=torch.float64).tolist()
             for t, later in pairwise(times):
@@ -164,16 +156,16 @@ class FlowHead(Head):
             return x.float()
         times = torch.linspace(1, self.last, self.steps, dtype=torch.float64).tolist()
         for step, (t, later) in enumerate(pairwise(times)):
-            fresh = draw(1 + step) * (2 * t * (t - later)) ** 0.5 * temperature
+            fresh = normal(1 + step) * (2 * t * (t - later)) ** 0.5 * temperature
             x = x + (later - t) * drift(x, t) + fresh
         t = times[-1]
         return (x - t * drift(x, t)).float()
 
-    def _guide(self, drift: Tensor, weight: Weight, t: float) -> Tensor:
+    def _guide(self, drift: Tensor, guidance: GuidanceStep, t: float) -> Tensor:
         """Combine conditional and null rows, in float64."""
         if not self.interval[0] <= t <= self.interval[1]:
             return drift.chunk(2)[0]
-        return guide(drift, weight, centred=False)
+        return guide(drift, guidance, centred=False)
 
 
 def score(velocity: Tensor, x: Tensor, t: float) -> Tensor:

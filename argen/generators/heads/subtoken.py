@@ -1,13 +1,14 @@
 """Heads for codes of several ids: one after another by a small transformer, or all at once.
 
-Names: R rows, B samples, n positions, G sub-tokens, D model width, V vocabulary of a sub-token.
-`params` are the hidden vectors themselves, since later sub-tokens depend on drawn ones; guidance
+Shapes: R rows, B samples, n positions, G sub-tokens, D model width, V vocabulary of a sub-token.
+`outputs` are the hidden vectors themselves, since later sub-tokens depend on sampled ones; guidance
 acts on the logits of each sub-token.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from argen.errors import UserError
-from argen.generators.heads.base import Filter, Head, Weight, draw_categorical, filter_of, guide
+from argen.generators.heads.base import Filter, Head, filter_of
+from argen.generators.heads.guidance import GuidanceStep, guide
+from argen.generators.heads.sampling import sample_categorical
 from argen.generators.heads.split import VocabularySplit
 from argen.generators.next_token import compute_dtype
 from argen.layers.cache import KVCache, Window
@@ -67,38 +70,38 @@ class SubTokenHead(Head):
         """Pass the hidden vectors on."""
         return hidden_BnD
 
-    def outputs(self) -> list[nn.Linear]:
+    def output_layers(self) -> list[nn.Linear]:
         """Return the projection of each sub-token."""
         return list(self.projs)  # type: ignore[arg-type]
 
     @abstractmethod
-    def logits(self, params: Tensor, codes: Tensor) -> list[Tensor]:
+    def logits(self, outputs: Tensor, codes: Tensor) -> list[Tensor]:
         """Return float32 logits (R, n, V) of each sub-token given the ones before it in `codes`."""
 
     @abstractmethod
-    def draw(
+    def sample_ids(
         self,
-        params: Tensor,
+        outputs: Tensor,
         *,
-        weight: Weight,
+        guidance: GuidanceStep | None,
         filters: Filter,
         noise: Noise,
         positions: Tensor,
     ) -> Tensor:
-        """Draw ids (B, n, G); the arguments are those of `sample`."""
+        """Sample ids (B, n, G); the arguments are those of `sample`."""
 
-    def nll(self, params: Tensor, target: Tensor) -> Tensor:
+    def nll(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the cross entropy in nats of each sub-token of codes, (B, n, G)."""
         ids = self.split.split(target)
         parts = [
             F.cross_entropy(logits.flatten(0, 1), ids[..., g].flatten(), reduction="none")
-            for g, logits in enumerate(self.logits(params, target))
+            for g, logits in enumerate(self.logits(outputs, target))
         ]
         return torch.stack(parts, dim=-1).view(ids.shape)
 
-    def loss(self, params: Tensor, target: Tensor, **draws: Any) -> Tensor:
+    def loss(self, outputs: Tensor, target: Tensor, **options: Any) -> Tensor:
         """Return the cross entropy in nats of codes, summed over sub-tokens, (B, n)."""
-        return self.nll(params, target).sum(-1)
+        return self.nll(outputs, target).sum(-1)
 
     @property
     def id_sizes(self) -> tuple[int, ...]:
@@ -113,73 +116,77 @@ class SubTokenHead(Head):
         """Return the codes of sub-tokens (..., G)."""
         return self.split.join(ids)
 
-    def conditional(self, params: Tensor, codes: Tensor) -> Tensor:
+    def conditional(self, outputs: Tensor, codes: Tensor) -> Tensor:
         """Return logits (R, n, G, V) of each sub-token given the ones before it in `codes`.
 
         Smaller vocabularies are filled up to the largest with logits of probability zero.
         """
-        parts, widest = self.logits(params, codes), max(self.split.sizes)
+        parts, widest = self.logits(outputs, codes), max(self.split.sizes)
         # Finite, because guidance subtracts rows.
         padded = [F.pad(p, (0, widest - p.shape[-1]), value=-1e30) for p in parts]
         return torch.stack(padded, dim=2)
 
-    def guided(self, params: Tensor, weight: Weight) -> Tensor:
+    def guided(self, outputs: Tensor, guidance: GuidanceStep | None) -> Tensor:
         """Return the conditional rows; guidance acts later, on each sub-token."""
-        return params if weight is None else params.chunk(2)[0]
+        return outputs if guidance is None else outputs.chunk(2)[0]
 
     def sample(
         self,
-        params: Tensor,
+        outputs: Tensor,
         *,
-        weight: Weight,
+        guidance: GuidanceStep | None,
         filters: Filter,
         noise: Noise,
         positions: Tensor,
     ) -> Tensor:
-        """Draw codes (B, n, ...); weights and filters may be one for each sub-token."""
+        """Sample codes (B, n, ...); weights and filters may be one for each sub-token."""
         return self.split.join(
-            self.draw(params, weight=weight, filters=filters, noise=noise, positions=positions)
+            self.sample_ids(
+                outputs, guidance=guidance, filters=filters, noise=noise, positions=positions
+            )
         )
 
-    def _draw_one(
+    def _sample_one(
         self,
         g: int,
         logits: Tensor,
         *,
-        weight: Weight,
+        guidance: GuidanceStep | None,
         filters: Filter,
         noise: Noise,
         positions: Tensor,
     ) -> Tensor:
-        """Draw sub-token `g`, (B, n), from logits (R, n, V)."""
-        own = self._own(weight, g)
+        """Sample sub-token `g`, (B, n), from logits (R, n, V)."""
+        own = self._guidance_of(guidance, g)
         guided = filter_of(filters, g)(guide(logits, own))
         uniform = noise.uniform(positions, use=g).to(guided.device)
-        return draw_categorical(guided, uniform.expand(guided.shape[:-1]))
+        return sample_categorical(guided, uniform.expand(guided.shape[:-1]))
 
-    def _own(self, weight: Weight, g: int) -> Weight:
-        """Return the guidance weight of a sub-token."""
-        if weight is None or isinstance(weight, float | int | Tensor):
-            return weight
-        if len(weight) != len(self.projs):
+    def _guidance_of(self, guidance: GuidanceStep | None, g: int) -> GuidanceStep | None:
+        """Return the guidance of a sub-token."""
+        if guidance is None or isinstance(guidance.weight, int | float | Tensor):
+            return guidance
+        weights = guidance.weight
+        if len(weights) != len(self.projs):
             raise UserError(
-                f"{len(weight)} guidance weights were given for {len(self.projs)} sub-tokens; "
+                f"{len(weights)} guidance weights were given for {len(self.projs)} sub-tokens; "
                 "give one for each, or a single one."
             )
-        return float(weight[g])
+        return replace(guidance, weight=float(weights[g]))
 
 
 class ParallelHead(SubTokenHead):
     """Sub-tokens that are independent given the hidden vector (ELM, arXiv 2410.16257)."""
 
-    def logits(self, params: Tensor, codes: Tensor) -> list[Tensor]:
+    def logits(self, outputs: Tensor, codes: Tensor) -> list[Tensor]:
         """Return float32 logits (R, n, V) of each sub-token; `codes` do not matter."""
-        return [proj(params).float() for proj in self.projs]
+        return [proj(outputs).float() for proj in self.projs]
 
-    def draw(self, params: Tensor, **draws: Any) -> Tensor:
-        """Draw ids (B, n, G)."""
+    def sample_ids(self, outputs: Tensor, **options: Any) -> Tensor:
+        """Sample ids (B, n, G)."""
         ids = [
-            self._draw_one(g, proj(params).float(), **draws) for g, proj in enumerate(self.projs)
+            self._sample_one(g, proj(outputs).float(), **options)
+            for g, proj in enumerate(self.projs)
         ]
         return torch.stack(ids, dim=-1)
 
@@ -213,21 +220,21 @@ class FactorisedHead(SubTokenHead):
         self.rope_table: Tensor
         self.register_buffer("rope_table", rope, persistent=False)
 
-    def logits(self, params: Tensor, codes: Tensor) -> list[Tensor]:
+    def logits(self, outputs: Tensor, codes: Tensor) -> list[Tensor]:
         """Return float32 logits (R, n, V) of each sub-token given the ones before it."""
         ids = self.split.split(codes)
         rows = [table(ids[..., g]) for g, table in enumerate(self.embed.tables)]
-        x = torch.stack((params, *rows[:-1]), dim=2)  # R n G D
+        x = torch.stack((outputs, *rows[:-1]), dim=2)  # R n G D
         y = x.flatten(0, 1)  # Rn G D
         for block in self.blocks:
             y = block(y, rope=self.rope_table, causal=True)
         y = self.norm(y).view(x.shape)
         return [proj(y[:, :, g]).float() for g, proj in enumerate(self.projs)]
 
-    def draw(self, params: Tensor, **draws: Any) -> Tensor:
-        """Draw ids (B, n, G), with a fresh cache for every position."""
-        R, n, _ = params.shape
-        x_R1D, ids = params.reshape(R * n, 1, -1), []
+    def sample_ids(self, outputs: Tensor, **options: Any) -> Tensor:
+        """Sample ids (B, n, G), with a fresh cache for every position."""
+        R, n, _ = outputs.shape
+        x_R1D, ids = outputs.reshape(R * n, 1, -1), []
         cache = self._cache(R * n)
         for g, proj in enumerate(self.projs):
             window = Window(start=g, n=1, reach=g + 1)
@@ -235,7 +242,7 @@ class FactorisedHead(SubTokenHead):
                 rope = self.rope_table[g : g + 1]
                 x_R1D = block(x_R1D, rope=rope, cache=cache, layer=layer, window=window)
             logits = proj(self.norm(x_R1D)).float().view(R, n, -1)
-            ids.append(self._draw_one(g, logits, **draws))
+            ids.append(self._sample_one(g, logits, **options))
             fed = ids[-1].repeat(R // ids[-1].shape[0], 1)
             x_R1D = self.embed.tables[g](fed).view(R * n, 1, -1)
         return torch.stack(ids, dim=-1)

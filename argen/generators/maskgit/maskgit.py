@@ -128,7 +128,7 @@ class MaskGIT(AnyOrderGenerator):
         if noise is None:
             noise = SeededNoise(torch.randint(2**62, (B,)), device=codes.device)
         at = torch.arange(L, device=codes.device)
-        progress_B1 = noise.uniform(at[:1], use=SHARE).to(codes.device)
+        progress_B1 = noise.uniform(at[:1], use=SHARE).float().to(codes.device)
         share_B1 = unknown_share(self.mask_schedule, progress_B1).clamp(1e-6, 1.0)
         count_B1 = (L * share_B1).round().clamp(min=1)
         rank_BL = noise.uniform(at, use=ORDER).to(codes.device).argsort(dim=-1)

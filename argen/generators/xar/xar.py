@@ -202,15 +202,7 @@ class XAR(Generator):
 
         index = torch.arange(len(places), device=device)
         mask = dense_mask(allowed, index, index)
-        back = self.order.argsort()
-
-        def evaluate(x: Tensor, t: float) -> Tensor:
-            both = torch.cat((clean, x[:, self.order].to(clean)), dim=1)
-            times = torch.tensor([[0, whole_time(t)]], device=device).expand(len(vector), -1)
-            found = self.network(both, times, vector, places, noisy.long(), mask=mask)
-            return found[:, S:][:, back]
-
-        return Velocity(evaluate, (len(vector), self.spec.length, self.spec.dim), device)
+        return SequenceVelocity(self, clean, vector, places, noisy.long(), mask)
 
     def start(self, cond: Cond, *, longest_draft: int = 0) -> XARState:
         """Allocate sequence and caches for R = len(cond) rows."""
@@ -227,26 +219,11 @@ class XAR(Generator):
         self._refuse_drafts(draft is not None)
         for entity in range(state.cached, state.done):
             clean = state.sequence_RSC[:, self.starts[entity] : self.starts[entity + 1]]
-            self._one(clean, 0, state.vector_RD, entity, state.caches)
+            self.one_entity(clean, 0, state.vector_RD, entity, state.caches)
         state.cached = state.done
-        entity, coarse = state.done, len(self.entities.coarse)
         caches: list[KVCache] = [ReadOnlyView(cache) for cache in state.caches]
 
-        def evaluate(x: Tensor, t: float) -> Tensor:
-            return self._one(x, whole_time(t), state.vector_RD, entity, caches)
-
-        def then(drawn: Tensor) -> Velocity:
-            self._fix(state, drawn.repeat(len(state.vector_RD) // len(drawn), 1, 1))
-            return self.predict(state)
-
-        shape = (len(state.vector_RD), self.lengths[entity], self.spec.dim)
-        field = Velocity(evaluate, shape, self.order.device)
-        if entity < coarse:
-            # Keys beyond the codes' own positions, so that no draw is used twice.
-            first = self.spec.length + self.starts[entity]
-            field.positions = torch.arange(first, first + self.lengths[entity])
-            field.then = then
-        return field
+        return EntityVelocity(self, state, state.done, caches)
 
     def commit(self, state: XARState, codes: Tensor, counts: Tensor | None = None) -> None:
         """Fix the codes (R, n, C) of the next entity."""
@@ -257,9 +234,10 @@ class XAR(Generator):
             state.sequence_RSC = self.entities.sequence(codes.to(state.sequence_RSC.dtype))
             state.done = len(self.lengths)
             return
-        self._fix(state, codes)
+        self.fix(state, codes)
 
-    def _fix(self, state: XARState, values: Tensor) -> None:
+    def fix(self, state: XARState, values: Tensor) -> None:
+        """Fix the next entity, codes or coarse map, (R, n, C)."""
         first, end = self.starts[state.done], self.starts[state.done + 1]
         state.sequence_RSC = torch.cat(
             (
@@ -271,7 +249,7 @@ class XAR(Generator):
         )
         state.done += 1
 
-    def _one(
+    def one_entity(
         self, x_RnC: Tensor, time: int, vector_RD: Tensor, entity: int, caches: list[KVCache]
     ) -> Tensor:
         """Run one entity at one time, after what the caches hold."""
@@ -293,3 +271,73 @@ class XAR(Generator):
 def whole_time(t: float) -> int:
     """Return the whole number that stands for a time: 1000 t in float32, cut off."""
     return int(torch.tensor(t, dtype=torch.float32, device="cpu") * 1000)
+
+
+class EntityVelocity(Velocity):
+    """The field of one entity behind what is fixed; it stays valid as the state moves on.
+
+    Args:
+        model: the generator.
+        state: its state.
+        entity: number of the entity.
+        caches: read-only views of what the state held, one a stack.
+    """
+
+    def __init__(self, model: XAR, state: XARState, entity: int, caches: list[KVCache]) -> None:
+        self.model, self.state, self.entity, self.caches = model, state, entity, caches
+        length = model.lengths[entity]
+        self.shape = (len(state.vector_RD), length, model.spec.dim)
+        self.device = model.order.device
+        self.is_context = entity < len(model.entities.coarse)
+        if self.is_context:
+            # Keys beyond the codes' own positions, so that no random number is used twice.
+            first = model.spec.length + model.starts[entity]
+            self.positions = torch.arange(first, first + length)
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        """Return the velocities (R, n, C) at points `x` and time `t`."""
+        vector = self.state.vector_RD
+        return self.model.one_entity(x, whole_time(t), vector, self.entity, self.caches)
+
+    def after(self, context_BnC: Tensor) -> Velocity:
+        """Fix a coarse map in all rows; returns the field of the next entity."""
+        copies = len(self.state.vector_RD) // len(context_BnC)
+        self.model.fix(self.state, context_BnC.repeat(copies, 1, 1))
+        return self.model.predict(self.state)
+
+
+class SequenceVelocity(Velocity):
+    """The field of all codes, each entity given the clean ones before it (teacher forcing).
+
+    Args:
+        model: the generator.
+        clean_BSC: the clean sequence.
+        vector: condition vectors (B, D).
+        places: of the clean sequence and behind it of the codes, long (n,).
+        noisy: 1 for the places that have the time asked for, 0 for the clean ones, long (n,).
+        mask: which places each sees, (n, n).
+    """
+
+    def __init__(
+        self,
+        model: XAR,
+        clean_BSC: Tensor,
+        vector: Tensor,
+        places: Tensor,
+        noisy: Tensor,
+        mask: Tensor,
+    ) -> None:
+        self.model, self.clean_BSC, self.vector = model, clean_BSC, vector
+        self.places, self.noisy, self.mask = places, noisy, mask
+        self.shape = (len(vector), model.spec.length, model.spec.dim)
+        self.device = clean_BSC.device
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        """Return the velocities (B, L, C) at points `x` and time `t`."""
+        clean, order = self.clean_BSC, self.model.order
+        both = torch.cat((clean, x[:, order].to(clean)), dim=1)
+        times = torch.tensor([[0, whole_time(t)]], device=self.device)
+        times = times.expand(len(self.vector), -1)
+        network = self.model.network
+        found = network(both, times, self.vector, self.places, self.noisy, mask=self.mask)
+        return found[:, clean.shape[1] :][:, order.argsort()]

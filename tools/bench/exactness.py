@@ -1,4 +1,4 @@
-"""How far a strategy's images are from the model's own law, where that can be summed."""
+"""How far a strategy's images are from the model's own distribution, where that can be summed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from argen.testing.table import Table
 CODES, VOCABULARY = 2, 24
 
 
-def law_of(decoder: Decoder) -> str:
+def exactness_of(decoder: Decoder) -> str:
     """Return `exact`; else the total variation of a toy's images, or `not exact`.
 
-    The toy is a random table of laws of two codes, which look-ahead strategies draw by enumeration.
-    It has no embeddings, so look-alikes are told by probability alone.
+    The toy is a random table of distributions of two codes, on which look-ahead strategies are
+    followed by enumeration. It has no embeddings, so look-alikes are told by probability alone.
     """
     if decoder.exact:
         return "exact"
