@@ -85,5 +85,5 @@ class SmoothScales(Decoder):
             drawn.append(perturbed.argmax(-1))
             if observer is not None:
                 observer(positions, drawn[-1], guided)
-        latents = state.map_RChw[: len(cond)].permute(0, 2, 3, 1)
+        latents = state.f_hat_RChw[: len(cond)].permute(0, 2, 3, 1)
         return DecodeResult(in_position_order(drawn, groups), len(groups), latents=latents)

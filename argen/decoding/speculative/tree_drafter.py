@@ -69,7 +69,7 @@ class FeatureMemory:
         window = Window(start=start, n=n, reach=reach)
         places = window.slots(device)
         mask = dense_mask(causal, places, torch.arange(window.reach, device=device))
-        found = self.network(
+        found = self.network.next_hidden(
             twice(codes, guided), hidden, places, mask=mask, cache=self.cache, window=window
         )
         at = twice((prefix + counts_B - 1).clamp(min=0), guided)
@@ -103,7 +103,7 @@ class FeatureMemory:
         index = node.clamp(0, fed - 1)[:, None].expand(-1, n, -1)
         mask = (node < 0)[:, None] | (above.gather(-1, index) & (node < fed)[:, None])
         places = (base_R1 + level).expand(-1, n)
-        return self.network(
+        return self.network.next_hidden(
             twice(codes, guided),
             hidden,
             places,
