@@ -17,7 +17,7 @@ from argen.errors import UserError, suggest
 
 TARGET = "_target_"
 PARTIAL = "_partial_"  # true: not called yet, but handed over as what can be called
-META = "_meta_"  # source, licences and expected scores of a preset; for people, not for the class
+META = "_meta_"  # what is published of a preset (argen.zoo.meta), no argument of the class
 
 # Where lay, before 0.2, what YAML can name: modules, or single names of them. Taken until 0.3.
 MOVED = {

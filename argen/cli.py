@@ -16,7 +16,9 @@ COMMANDS = {
     "tokenize": "turn images into code shards",
     "reconstruct": "images to codes and back with a tokenizer",
     "convert": "turn a released checkpoint into a model directory",
+    "models": "list the published systems, or show one of them",
 }
+PLAIN = ("models",)  # commands without a configuration, which read their words themselves
 
 
 def main() -> None:
@@ -35,7 +37,11 @@ def main() -> None:
         print(f"error: There is no command {name!r}.{suggest(name, COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     sys.argv = [f"argen {name}", *sys.argv[2:]]
-    run(import_module(f"argen.{name}").main, name)
+    command = import_module(f"argen.{name}").main
+    if name in PLAIN:
+        command()
+    else:
+        run(command, name)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ def main(config: Any) -> None:
     from contextlib import suppress
 
     from argen.errors import CheckpointError
+    from argen.interop.find import find_importer
     from argen.pipeline import Pipeline
     from argen.runtime.command import plain
+    from argen.zoo.matching import matching
 
     settings = plain(config)
     importer = find_importer(settings["source"])
@@ -42,14 +44,17 @@ def main(config: Any) -> None:
         if not path.is_file():
             raise UserError(f"class_names={path} does not exist.")
         names = path.read_text().splitlines()
+    known = matching(parts["generator"], parts["tokenizer"]) if "generator" in parts else None
     pipe = Pipeline(
         tokenizer=parts["tokenizer"],
         generator=parts.get("generator"),
         class_names=tuple(names),
+        defaults=known[1].settings if known else {},
         provenance={
             "weights": "as released",
             "source": settings["source"],
             "files": [Path(settings[k]).name for k in ("tokenizer_ckpt", "ckpt") if settings[k]],
+            **({"preset": " or ".join(known[0])} if known else {}),
         },
     )
     out = require_writable(settings["out"])
@@ -58,6 +63,24 @@ def main(config: Any) -> None:
         count = sum(p.numel() for p in part.parameters())
         show(f"{name}: {type(part).__name__}, {count / 1e6:.1f}M parameters")
     show(f"written to {out}: {pipe.tokenizer.spec.describe()}")
+    if "generator" in parts:
+        _tell_sampling(known, out)
+
+
+def _tell_sampling(known: tuple[list[str], Any] | None, out: Path) -> None:
+    """Say how the model will be sampled when nobody says otherwise."""
+    from argen.zoo.card import words_of
+
+    if known is None:
+        show("no published preset is built like this: give cfg=, top_k=, ... when you sample")
+        return
+    names, meta = known
+    kept = " ".join(words_of(meta.settings))
+    how = f"sampled with {kept}" if kept else "no sampling settings are published"
+    show(f"built as {' or '.join(names)}: {how}")
+    if meta.decoder:
+        strategy = " ".join(words_of({"decoder": meta.decoder}))
+        show(f"published with a strategy too: python -m argen.sample model={out} {strategy}")
 
 
 def _convert_drafter(importer: Any, settings: dict[str, Any]) -> None:
@@ -78,28 +101,6 @@ def _convert_drafter(importer: Any, settings: dict[str, Any]) -> None:
     show(f"drafter: {type(drafter).__name__}, {count / 1e6:.1f}M parameters")
     show(f"written to {out}: {drafter.spec.describe()}")
     show(f"next: python -m argen.sample model=... decoder=relaxed decoder.drafter={out}")
-
-
-def find_importer(name: str) -> Any:
-    """Return the module of argen.interop for a project."""
-    import pkgutil
-    from importlib import import_module
-
-    from argen import interop
-
-    known = [
-        m.name
-        for m in pkgutil.iter_modules(interop.__path__)
-        if "import_" in Path(interop.__path__[0], f"{m.name}.py").read_text()
-        and m.name not in ("base", "lucidrains")
-        and not m.name.endswith(("_objective", "_weights"))
-    ]
-    if name not in known:
-        raise UserError(
-            f"There is no importer for source={name}.{suggest(name, known)} "
-            f"Known: {', '.join(sorted(known))}."
-        )
-    return import_module(f"argen.interop.{name}")
 
 
 def _import(

@@ -105,7 +105,7 @@ def _score_model(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     from argen.evaluation.generated import Generated
     from argen.evaluation.protocol import Protocol
     from argen.evaluation.report import evaluate
-    from argen.pipeline.settings import SETTINGS
+    from argen.pipeline.settings import SETTINGS, effective
     from argen.recipes.captions import evaluation_prompts
 
     protocol, pipe = Protocol.from_dict(settings["protocol"]), _pipeline(settings)
@@ -138,8 +138,7 @@ def _score_model(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
             "model": str(settings["model"]),
             "provenance": pipe.provenance,
             "sampling": {
-                **pipe.defaults,
-                **sampling,
+                **effective(sampling, pipe.defaults),
                 "seed": settings["seed"],
                 "precision": settings["precision"],
                 "decoder": type(drawn.decoder).__name__,

@@ -14,8 +14,11 @@ Exit status 1 if any fixture fails, is not supported, or leaves an expected tens
 from __future__ import annotations
 
 import argparse
+import pkgutil
 import sys
 import traceback
+from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -25,52 +28,27 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from replays.fixture import Fixture
 
-# Module of tools/replays that knows a system.
-REPLAYS = {
-    "llamagen": "llamagen",
-    "taming-transformers": "taming",
-    "RAR": "rar",
-    "open-magvit2-ar": "seed_voken",
-    "wetok-ar": "seed_voken",
-    "ibq-ar": "seed_voken",
-    "MaskGIT-VQGAN": "maskgit_vqgan",
-    "TiTok discriminator": "titok_discriminator",
-    "TiTok": "titok",
-    "TiTok (VAE)": "titok",
-    "TA-TiTok": "titok",
-    "One-D-Piece": "titok",
-    "MaskGIT BERT": "maskgit",
-    "MaskGIT U-ViT": "maskgit",
-    "maskgit-step": "maskgit",
-    "nar": "nar",
-    "var": "var",
-    "var-vqvae": "var",
-    "open-magvit2": "open_magvit2",
-    "wetok": "open_magvit2",
-    "ibq": "ibq",
-    "binary-ae": "binary_ae",
-    "quantizer-bsq": "lucidrains",
-    "quantizer-fsq": "lucidrains",
-    "quantizer-fsq-symmetric": "lucidrains",
-    "quantizer-lfq": "lucidrains",
-    "quantizer-rvq": "lucidrains",
-    "quantizer-simvq": "lucidrains",
-    "quantizer-vq": "lucidrains",
-    "quantizer-vq-cosine": "lucidrains",
-    "topk-topp": "controls",
-    "entropy-topk": "controls",
-    "cfg-schedules": "controls",
-    "sjd": "speculative",
-    "gsd": "speculative",
-    "speculative-toy": "toys",
-    "jacobi-toy": "toys",
-    "lantern-accept": "lantern",
-    "lantern-accept-static": "lantern",
-    "lantern-drafter": "lantern_drafter",
-    "mar": "mar",
-    "mar-klvae": "mar_klvae",
-    "xar": "xar",
-}
+
+@cache
+def replays() -> dict[str, Callable[[Fixture], dict[str, Tensor]]]:
+    """Return what replays each system: the modules of tools/replays say their `SYSTEMS`."""
+    modules = [
+        import_module(f"replays.{module.name}")
+        for module in pkgutil.iter_modules([str(Path(__file__).resolve().parent / "replays")])
+    ]
+    return {
+        system: module.replay
+        for module in modules
+        if hasattr(module, "SYSTEMS")
+        for system in module.SYSTEMS
+    }
+
+
+def replay_of(system: str) -> Callable[[Fixture], dict[str, Tensor]]:
+    """Return what replays the fixtures of a system."""
+    if system not in replays():
+        raise LookupError(f"system {system!r} is not supported")
+    return replays()[system]
 
 
 def compare(expected: Tensor, found: Tensor, atol: float, rtol: float) -> tuple[float, bool]:
@@ -95,10 +73,7 @@ def check(directory: Path, *, verbose: bool = False) -> bool:
     try:
         fixture = Fixture(directory)
         total = len(fixture.expected)
-        module = REPLAYS.get(fixture.system)
-        if module is None:
-            raise LookupError(f"system {fixture.system!r} is not supported")
-        found = import_module(f"replays.{module}").replay(fixture)
+        found = replay_of(fixture.system)(fixture)
         atol, rtol = fixture.tolerance
         ok = total > 0
         for name in fixture.expected:

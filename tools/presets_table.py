@@ -9,61 +9,25 @@ A page holds a table between `<!-- presets:NAME -->` and `<!-- /presets -->`.
 from __future__ import annotations
 
 import argparse
-import importlib
 import inspect
 import os
-import pkgutil
 import re
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from argen import interop
-from argen.build import META, build
+from argen.build import build
 from argen.errors import IncompatibleError, UserError
-from argen.runtime.presets import config_dir, for_codes, preset, preset_names
-from argen.spec import CodeSpec
+from argen.interop.find import importers
+from argen.runtime.presets import for_codes, preset, preset_names
+from argen.zoo.card import NONE, codes_of, overrides, score_text, size_text
+from argen.zoo.meta import Meta, published
+from argen.zoo.pairs import tokenizer_of
 
 DOCS = Path(__file__).parents[1] / "docs"
 MARKED = re.compile(r"(<!-- presets:([a-z]+) -->\n).*?(<!-- /presets -->)", re.S)
-OWN = ("tiny_", "small_", "quickstart_", "emoji_")  # presets that reproduce nothing published
-NONE = "-"
-
-# Families by how their presets' names begin, in the order of the pages.
-FAMILIES = {
-    "tokenizer": {
-        "taming": "VQGAN (taming)",
-        "llamagen": "LlamaGen VQ",
-        "maskgit_vqgan": "MaskGIT-VQGAN",
-        "kl": "KL autoencoder",
-        "vavae": "VA-VAE",
-        "var_vqvae": "VAR VQVAE",
-        "titok": "TiTok",
-        "ta_titok": "TA-TiTok",
-        "one_d_piece": "One-D-Piece",
-        "open_magvit2": "Open-MAGVIT2",
-        "ibq": "IBQ",
-        "wetok": "WeTok",
-        "binary_ae": "Binary autoencoder",
-    },
-    "generator": {
-        "llamagen": "LlamaGen",
-        "net2net": "Net2Net (taming)",
-        "rar": "RAR",
-        "ibq": "IBQ AR",
-        "open_magvit2": "Open-MAGVIT2 AR",
-        "wetok": "WeTok AR",
-        "elm": "ELM",
-        "var": "VAR",
-        "nar": "NAR",
-        "maskgit": "MaskGIT",
-        "mar": "MAR",
-        "xar": "xAR",
-    },
-}
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -72,101 +36,29 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def published(group: str) -> list[tuple[str, str]]:
-    """Return (family, preset) of every published preset, family by family."""
-    families = FAMILIES[group]
-    found = []
-    for name in preset_names(group):
-        if not name.startswith(OWN):
-            key = max((k for k in families if name.startswith(k)), key=len, default=None)
-            if key is None:
-                raise UserError(f"{group} preset {name} is of no family; add it to FAMILIES.")
-            found.append((list(families).index(key), families[key], name))
-    return [(family, name) for _, family, name in sorted(found, key=lambda row: row[0])]
+def scores(expected: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """Return published scores of some metrics, each with the settings it was got under."""
+    return "; ".join(filter(None, (score_text(entry, names) for entry in expected))) or NONE
 
 
-def comment(group: str, name: str) -> str:
-    """Return the comment that a preset begins with."""
-    lines = []
-    for line in (config_dir() / group / f"{name}.yaml").read_text().splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.removeprefix("#").strip())
-    return " ".join(lines)
-
-
-def scores(expected: Sequence[dict[str, Any]], names: dict[str, str]) -> str:
-    """Return published scores, each with the settings it was got under."""
-    parts = []
-    for entry in expected:
-        found = [f"{shown} {entry[key]}" for key, shown in names.items() if key in entry]
-        if not found:
-            continue
-        setting = [f"{entry['image_size']} px"] if "image_size" in entry else []
-        setting += [str(entry[key]) for key in ("set", "split", "against") if key in entry]
-        known = {*names, "image_size", "set", "split", "against", "codes"}
-        setting += [f"{k}={_plain(v)}" for k, v in entry.items() if k not in known]
-        parts.append(", ".join(found) + (f" ({', '.join(setting)})" if setting else ""))
-    return "; ".join(parts) or NONE
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(str(v) for v in value) + "]"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def licences(meta: dict[str, Any]) -> list[str]:
-    """Return the licences of code and of weights."""
-    return [str(meta["licence_code"]), str(meta["licence_weights"])]
-
-
-def paper(group: str, name: str, meta: dict[str, Any]) -> str:
-    """Return a link to the paper, from `_meta_` or from the preset's comment."""
-    number = re.search(r"\d{4}\.\d{5}", str(meta.get("paper", "")) + " " + comment(group, name))
-    return f"[{number[0]}](https://arxiv.org/abs/{number[0]})" if number else NONE
-
-
-@cache
-def meta_tokenizer(name: str) -> Any:
-    """Return a preset's network without memory for its weights."""
-    with torch.device("meta"):
-        return build(preset("tokenizer", name))
-
-
-def codes_of(spec: CodeSpec) -> tuple[str, str]:
-    """Return the number of codes of an image and what each can be."""
-    shapes = [segment.shape for segment in spec.segments]
-    if len(shapes) > 1:
-        count = f"{spec.length} in {len(shapes)} scales"
-    elif shapes[0][0] == 1:
-        count = f"{spec.length} in a row"
-    else:
-        count = f"{shapes[0][0]}x{shapes[0][1]}"
-    first = spec.segments[0]
-    if spec.kind == "continuous":
-        return count, f"{first.dim} floats"
-    if spec.kind == "binary":
-        return count, f"{first.bits} bits"
-    sizes = [f"{size:,}" for size in first.vocab_sizes]
-    same = len(sizes) > 1 and len(set(sizes)) == 1
-    return count, f"{len(sizes)} ids of {sizes[0]}" if same else " x ".join(sizes)
+def paper(meta: Meta) -> str:
+    """Return a link to the paper."""
+    return f"[{meta.arxiv}](https://arxiv.org/abs/{meta.arxiv})" if meta.arxiv else NONE
 
 
 def tokenizer_table() -> str:
     """Return every published tokenizer; parameters are counted on the network built here."""
     rows = []
-    for family, name in published("tokenizer"):
-        meta, network = preset("tokenizer", name)[META], meta_tokenizer(name)
+    for name, meta in published("tokenizer"):
+        network = tokenizer_of(name)
         count, vocabulary = codes_of(network.spec)
         size = "x".join(str(side) for side in network.image_size)
         parameters = f"{sum(p.numel() for p in network.parameters()) / 1e6:.1f}M"
-        rfid = scores(meta["expected"], {"rfid": "rFID"})
         rows.append(
             [
-                *(family, f"`{name}`", size, count, vocabulary, parameters, rfid),
-                *licences(meta),
-                paper("tokenizer", name, meta),
+                *(meta.family, f"`{name}`", size, count, vocabulary, parameters),
+                *(scores(meta.expected, ["rfid"]), meta.licence_code, meta.licence_weights),
+                paper(meta),
             ]
         )
     head = ["family", "`tokenizer=`", "pixels", "codes", "vocabulary of each", "parameters"]
@@ -175,30 +67,30 @@ def tokenizer_table() -> str:
 
 def generator_table() -> str:
     """Return every published generator; sizes and tokenizers are what the presets state."""
-    rows = []
-    for family, name in published("generator"):
-        meta, text = preset("generator", name)[META], comment("generator", name)
-        size = re.search(r"([\d.]+[MB])(?= parameters)", text)
-        size = size or re.search(r"([\d.]+[MB]) parameters", text)
-        codes = re.search(r"tokenizer=(\w+)", text)
-        fid = scores(meta["expected"], {"fid": "FID", "is": "IS", "geneval": "GenEval"})
-        rows.append(
-            [
-                *(family, f"`{name}`", size[1] if size else NONE),
-                *(f"`{codes[1]}`" if codes else NONE, fid),
-                *licences(meta),
-                paper("generator", name, meta),
-            ]
-        )
+    rows = [
+        [
+            *(meta.family, f"`{name}`", size_text(meta.parameters)),
+            _tokenizer_cell(meta),
+            scores(meta.expected, ["fid", "is", "precision", "recall", "geneval"]),
+            *(meta.licence_code, meta.licence_weights, paper(meta)),
+        ]
+        for name, meta in published("generator")
+    ]
     head = ["family", "`generator=`", "parameters", "`tokenizer=`", "published scores"]
     return table([*head, "licence: code", "weights", "paper"], rows)
+
+
+def _tokenizer_cell(meta: Meta) -> str:
+    if meta.tokenizer is None:
+        return NONE
+    changes = overrides(meta.tokenizer_changes, preset("tokenizer", meta.tokenizer), "tokenizer")
+    return " ".join(f"`{word}`" for word in (meta.tokenizer, *changes))
 
 
 def importer_table() -> str:
     """Return what each module of argen.interop imports."""
     rows = []
-    for module in pkgutil.iter_modules(interop.__path__):
-        found = importlib.import_module(f"argen.interop.{module.name}")
+    for name, found in sorted(importers().items()):
         cells, functions = [], {}
         for kind in ("tokenizer", "generator", "drafter"):
             function = getattr(found, f"import_{kind}", None)
@@ -212,7 +104,7 @@ def importer_table() -> str:
         if functions:
             # The command imports both parts of a model by one source; a drafter stands alone.
             whole = "tokenizer" in functions or "drafter" in functions
-            rows.append([f"`{module.name}`", *cells, "yes" if whole else "Python only"])
+            rows.append([f"`{name}`", *cells, "yes" if whole else "Python only"])
     return table(["`source=`", "tokenizer", "generator", "drafter", "`argen.convert`"], rows)
 
 
@@ -221,7 +113,7 @@ def fitted_generator(name: str) -> Any:
     for tokenizer in preset_names("tokenizer"):
         if tokenizer.startswith("tiny_"):
             try:
-                config = for_codes(preset("generator", name), meta_tokenizer(tokenizer).spec)
+                config = for_codes(preset("generator", name), tokenizer_of(tokenizer).spec)
                 with torch.device("meta"):
                     return build(config)
             except UserError:

@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from argen.errors import CheckpointError
-from argen.interop.base import Imported, StateDict, merge, unwrap
+from argen.interop.base import Imported, StateDict, count, merge, unwrap
+
+SOURCE = "binary_ae"
 
 WRAPPERS = ("state_dict", "model")
 
@@ -157,16 +159,16 @@ def import_tokenizer(
     bits, dim = weights["quantize.embed.weight"].shape
     ours = tokenizer_weights(weights, source=source)
     base = ours["encoder.conv_in.weight"].shape[0]
-    depth = _count(ours, r"encoder\.levels\.")
+    depth = count(ours, r"encoder\.levels\.(\d+)\..*")
     attended = [i for i in range(depth) if f"encoder.levels.{i}.attentions.0.qkv.weight" in ours]
-    encoder_blocks = _count(ours, r"encoder\.levels\.0\.blocks\.")
+    encoder_blocks = count(ours, r"encoder\.levels\.0\.blocks\.(\d+)\..*")
     config = {
         "nf": base,
         "ch_mult": [
             ours[f"encoder.levels.{i}.blocks.0.conv2.weight"].shape[0] // base for i in range(depth)
         ],
         "res_blocks": encoder_blocks,
-        "gen_mul": _count(ours, r"decoder\.levels\.0\.blocks\.") / encoder_blocks,
+        "gen_mul": count(ours, r"decoder\.levels\.0\.blocks\.(\d+)\..*") / encoder_blocks,
         "codebook_size": bits,
         "emb_dim": dim,
         "n_channels": ours["encoder.conv_in.weight"].shape[1],
@@ -181,8 +183,3 @@ def import_tokenizer(
 
 def _square(kernel: Tensor) -> bool:
     return kernel.shape[0] == kernel.shape[1]
-
-
-def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
-    """Return one more than the largest number that follows a prefix."""
-    return 1 + max(int(m[1]) for key in weights if (m := re.match(rf"{prefix}(\d+)\.", key)))

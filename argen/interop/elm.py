@@ -16,6 +16,8 @@ from argen.interop.binary_ae import import_tokenizer as import_tokenizer
 from argen.interop.open_magvit2_ar import block_rules, grid_of, kv_heads, published_heads
 from argen.spec import CodeSpec, Segment
 
+SOURCE = "elm"
+
 WRAPPERS = ("model", "state_dict", "module")
 HEADS = {
     (12, 768): 12,

@@ -14,6 +14,8 @@ from argen.interop.base import Imported, StateDict, unwrap
 from argen.interop.ibq_ar import import_generator as import_generator
 from argen.interop.taming import tokenizer as taming
 
+SOURCE = "ibq"
+
 
 def tokenizer_weights(
     weights: Mapping[str, Tensor], *, source: str = "IBQ", ema: bool = False

@@ -20,6 +20,8 @@ from argen.interop.open_magvit2_ar import (
 )
 from argen.spec import CodeSpec, Segment
 
+SOURCE = "ibq_ar"
+
 HEADS = {(16, 1024): 16, (20, 1280): 20, (24, 1536): 24, (30, 1920): 30}
 
 # Theirs: gates, scales, shifts, each of attention and feed-forward; ours: shift, scale, gate of

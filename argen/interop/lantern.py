@@ -12,6 +12,8 @@ from argen.errors import CheckpointError, UserError
 from argen.interop.base import Imported, Rule, StateDict, merge, rename, unwrap
 from argen.spec import CodeSpec, Segment
 
+SOURCE = "lantern"
+
 # Grid and prefix of the published targets, by `input_type`: stage 1 and stage 2 of LlamaGen t2i.
 GRIDS = {"t2i": (16, 16), "t2i2": (32, 32)}
 CAPTION = 120

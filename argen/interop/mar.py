@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from argen.errors import CheckpointError, UserError
-from argen.interop.base import Imported, Rule, StateDict, rename, unwrap
+from argen.interop.base import Imported, Rule, StateDict, count, rename, unwrap
 from argen.interop.mar_klvae import import_tokenizer as import_tokenizer
 from argen.spec import CodeSpec, Segment
+
+SOURCE = "mar"
 
 WRAPPERS = ("model_ema", "model", "state_dict")  # evaluation uses the EMA copy
 
@@ -134,23 +136,15 @@ def import_generator(checkpoint: Any, *, source: str, heads: int | None = None) 
         "vae_embed_dim": weights["z_proj.weight"].shape[1],
         "class_num": classes,
         "encoder_embed_dim": dim,
-        "encoder_depth": _count(weights, r"encoder_blocks\.(\d+)\..*"),
+        "encoder_depth": count(weights, r"encoder_blocks\.(\d+)\..*"),
         "encoder_num_heads": heads or HEADS[dim],
         "decoder_embed_dim": decoder_dim,
-        "decoder_depth": _count(weights, r"decoder_blocks\.(\d+)\..*"),
+        "decoder_depth": count(weights, r"decoder_blocks\.(\d+)\..*"),
         "decoder_num_heads": heads or HEADS[decoder_dim],
         "mlp_ratio": weights["encoder_blocks.0.mlp.fc1.weight"].shape[0] / dim,
         "buffer_size": weights["encoder_pos_embed_learned"].shape[1] - length,
         "norm_layer": "LayerNorm(eps=1e-06)",  # the presets' choice; the class default is 1e-5
         "diffloss_w": weights["diffloss.net.input_proj.weight"].shape[0],
-        "diffloss_d": _count(weights, r"diffloss\.net\.res_blocks\.(\d+)\..*"),
+        "diffloss_d": count(weights, r"diffloss\.net\.res_blocks\.(\d+)\..*"),
     }
     return Imported(generator_config(config), generator_weights(weights, source=source), source)
-
-
-def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
-    """Return one more than the largest number a key pattern captures."""
-    found = [int(m.group(1)) for key in weights if (m := re.fullmatch(pattern, key))]
-    if not found:
-        raise CheckpointError(f"No key matches {pattern}; this is a checkpoint of another model.")
-    return max(found) + 1

@@ -6,14 +6,15 @@ autoencoders of Stable Diffusion.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from argen.errors import CheckpointError, UserError
-from argen.interop.base import Imported, Rule, StateDict, merge, rename, unwrap
+from argen.interop.base import Imported, Rule, StateDict, count, merge, rename, unwrap
+
+SOURCE = "mar_klvae"
 
 WRAPPERS = ("model", "state_dict")
 SCALE = 0.2325  # 1 / std of ImageNet latents; the mean stays
@@ -66,7 +67,7 @@ def tokenizer_weights(
         std: their standard deviation; 1 / 0.2325 when None.
         source: for messages.
     """
-    levels = _count(weights, r"encoder\.down\.(\d+)\..*", source)
+    levels = count(weights, r"encoder\.down\.(\d+)\..*")
     found = merge(rename(weights, rules(levels), source=source), ("q", "k", "v"), "qkv")
     like = weights["post_quant_conv.weight"]
     dim = like.shape[1]
@@ -158,7 +159,7 @@ def config_of(
             f"{source} is not a KL autoencoder: no post_quant_conv or encoder.down."
         )
     channels = weights["encoder.conv_in.weight"].shape[0]
-    levels = _count(weights, r"encoder\.down\.(\d+)\..*", source)
+    levels = count(weights, r"encoder\.down\.(\d+)\..*")
     parts = {}
     for part, side in (("encoder", "down"), ("decoder", "up")):
         widths = [
@@ -168,7 +169,7 @@ def config_of(
         parts[part] = {
             "ch": channels,
             "ch_mult": [width // channels for width in widths],
-            "num_res_blocks": _count(weights, rf"{part}\.{side}\.0\.block\.(\d+)\..*", source)
+            "num_res_blocks": count(weights, rf"{part}\.{side}\.0\.block\.(\d+)\..*")
             - int(part == "decoder"),
             "resolution": 2**levels,
             "attn_resolutions": [2 ** (levels - i) for i in found],
@@ -215,11 +216,3 @@ def import_tokenizer(
     config = config_of(weights, image_size=image_size, source=source, scale=scale)
     std = weights["post_quant_conv.weight"].new_tensor([1.0 / scale])
     return Imported(config, tokenizer_weights(weights, std=std, source=source), source)
-
-
-def _count(weights: Mapping[str, Tensor], pattern: str, source: str) -> int:
-    """Return one more than the largest number a key pattern captures."""
-    found = [int(m.group(1)) for key in weights if (m := re.fullmatch(pattern, key))]
-    if not found:
-        raise CheckpointError(f"{source} is not a KL autoencoder: no key matches {pattern}.")
-    return max(found) + 1

@@ -15,6 +15,8 @@ from argen.errors import CheckpointError, UserError
 from argen.interop.base import Imported, Rule, StateDict, count, merge, rename, unwrap
 from argen.spec import CodeSpec, Segment
 
+SOURCE = "maskgit"
+
 WRAPPERS = ("ema", "model", "state_dict", "module")
 
 # Heads are not visible in the weights; (layers, width) tells the published sizes apart.
@@ -100,7 +102,7 @@ def generator_config(config: Mapping[str, Any]) -> dict[str, Any]:
         ),
     )
     built: dict[str, Any] = {
-        "_target_": "argen.generators."
+        "_target_": "argen.generators.maskgit."
         + ("bert.MaskGITBert" if kind == "ViT" else "uvit.MaskGITUViT"),
         "spec": spec.to_dict(),
         "conditioner": {

@@ -21,6 +21,8 @@ from argen.interop.base import (
     unwrap,
 )
 
+SOURCE = "maskgit_vqgan"
+
 WRAPPERS = ("state_dict", "model")
 BETA = 0.25
 

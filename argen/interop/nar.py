@@ -16,6 +16,8 @@ from argen.interop.base import Imported, Rule, StateDict, rename, unwrap
 from argen.interop.llamagen import import_tokenizer as import_tokenizer
 from argen.interop.llamagen import llamagen
 
+SOURCE = "nar"
+
 HEADS = llamagen.HEADS | {(18, 1024): 16}
 
 RULES: list[Rule] = [

@@ -14,6 +14,8 @@ from argen.generators.net2net.orders import ORDERS, grid_order
 from argen.interop.base import Imported, Rule, StateDict, merge, rename, unwrap
 from argen.spec import CodeSpec, Segment
 
+SOURCE = "net2net"
+
 WRAPPERS = ("state_dict",)
 ORDER_KEY = "permuter.forward_shuffle_idx"
 

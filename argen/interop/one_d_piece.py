@@ -9,6 +9,8 @@ from argen.interop.base import Imported
 from argen.interop.maskgit import import_generator as import_generator
 from argen.interop.titok import tokenizer as titok
 
+SOURCE = "one_d_piece"
+
 
 def import_tokenizer(
     checkpoint: Any, *, source: str, image_size: int = 256, heads: Sequence[int] | None = None

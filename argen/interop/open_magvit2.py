@@ -9,10 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from argen.errors import CheckpointError, UserError
-from argen.interop.base import Imported, Rule, StateDict, rename, unwrap
+from argen.interop.base import Imported, Rule, StateDict, count, rename, unwrap
 from argen.interop.open_magvit2_ar import import_generator as import_generator
 from argen.interop.open_magvit2_ar import sub_token_bits
 from argen.interop.taming.tokenizer import ema_weights
+
+SOURCE = "open_magvit2"
 
 WRAPPERS = ("state_dict", "model")
 
@@ -181,14 +183,15 @@ def read(checkpoint: Any, *, source: str, ema: bool | None) -> tuple[StateDict, 
 
 def read_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Read the constructor arguments off a state dict, for one group of bits."""
-    base, depth = weights["encoder.conv_in.weight"].shape[0], _count(weights, r"encoder\.down\.")
+    base = weights["encoder.conv_in.weight"].shape[0]
+    depth = count(weights, r"encoder\.down\.(\d+)\..*")
     widths = [weights[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(depth)]
     bits = weights["encoder.conv_out.weight"].shape[0]
     return {
         "ddconfig": {
             "ch": base,
             "ch_mult": [width // base for width in widths],
-            "num_res_blocks": _count(weights, r"encoder\.down\.0\.block\."),
+            "num_res_blocks": count(weights, r"encoder\.down\.0\.block\.(\d+)\..*"),
             "z_channels": bits,
             "in_channels": weights["encoder.conv_in.weight"].shape[1],
             "out_ch": weights["decoder.conv_out.weight"].shape[0],
@@ -197,8 +200,3 @@ def read_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "embed_dim": bits,
         "gan_decoder": weights["decoder.conv_in.weight"].shape[1] == 2 * bits,
     }
-
-
-def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
-    """Return one more than the largest number that follows a prefix."""
-    return 1 + max(int(m[1]) for key in weights if (m := re.match(rf"{prefix}(\d+)\.", key)))

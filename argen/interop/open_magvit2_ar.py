@@ -16,6 +16,8 @@ from argen.errors import CheckpointError, UserError
 from argen.interop.base import Imported, Rule, StateDict, count, rename, unwrap
 from argen.spec import CodeSpec, Segment
 
+SOURCE = "open_magvit2_ar"
+
 WRAPPERS = ("state_dict",)
 PREFIX = "transformer."
 

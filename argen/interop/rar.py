@@ -14,6 +14,8 @@ from argen.interop.base import Imported, Rule, StateDict, rename, unwrap
 from argen.interop.maskgit_vqgan import import_tokenizer as import_tokenizer
 from argen.spec import CodeSpec, Segment
 
+SOURCE = "rar"
+
 WRAPPERS = ("model", "state_dict", "module")
 # Rows of the tables beyond those of the codes.
 SPARE_POSITIONS, SPARE_STEPS = 1024, 100

@@ -11,6 +11,8 @@ from argen.errors import CheckpointError
 from argen.interop.base import Imported, unwrap
 from argen.interop.mar_klvae import WRAPPERS, config_of, tokenizer_weights
 
+SOURCE = "va_vae"
+
 PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 
 

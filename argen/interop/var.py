@@ -16,6 +16,8 @@ from argen.interop.var_vqvae import inside
 from argen.spec import CodeSpec, Segment
 from argen.tokenizers.quantizers.multiscale import as_scales
 
+SOURCE = "var"
+
 # Our blocks order a modulation's parts shift, scale, gate of the attention, then of the
 # feed-forward layer; the reference has gates, then scales, then shifts.
 PARTS = torch.tensor([4, 2, 0, 5, 3, 1])

@@ -21,6 +21,8 @@ from argen.interop.base import (
 )
 from argen.tokenizers.quantizers.multiscale import as_scales
 
+SOURCE = "var_vqvae"
+
 Scale = int | Sequence[int]
 
 SCALES: dict[int, list[int]] = {

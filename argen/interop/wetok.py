@@ -12,6 +12,8 @@ from argen.interop import open_magvit2
 from argen.interop.base import Imported, StateDict
 from argen.interop.open_magvit2_ar import import_generator as import_generator
 
+SOURCE = "wetok"
+
 
 def tokenizer_weights(
     weights: Mapping[str, Tensor], *, source: str = "WeTok", ema: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +9,11 @@ import torch
 from torch import Tensor
 
 from argen.errors import CheckpointError, UserError
-from argen.interop.base import Imported, Rule, StateDict, rename, unwrap
+from argen.interop.base import Imported, Rule, StateDict, count, rename, unwrap
 from argen.interop.mar_klvae import import_tokenizer as import_tokenizer
 from argen.spec import CodeSpec, Segment
+
+SOURCE = "xar"
 
 WRAPPERS = ("model_ema", "model")  # training checkpoints; released files are bare state dicts
 
@@ -141,23 +142,16 @@ def import_generator(checkpoint: Any, *, source: str, heads: int | None = None) 
         "vae_embed_dim": weights["pred.weight"].shape[0],
         "class_num": rows - 1,
         "encoder_embed_dim": dim,
-        "encoder_depth": _count(weights, "encoder"),
+        "encoder_depth": count(weights, r"encoder_blocks\.(\d+)\..*"),
         "encoder_num_heads": heads or HEADS[dim],
         "decoder_embed_dim": dim,
-        "decoder_depth": _count(weights, "decoder"),
+        "decoder_depth": count(weights, r"decoder_blocks\.(\d+)\..*"),
         "decoder_num_heads": heads or HEADS[dim],
         # The hidden width is cut to a whole number, so its middle is aimed at.
         "mlp_ratio": (hidden + 0.5) * 3 / 2 / dim,
         "clusters": _clusters(weights, length),
     }
     return Imported(generator_config(config), generator_weights(weights, source=source), source)
-
-
-def _count(weights: Mapping[str, Tensor], part: str) -> int:
-    pattern = re.compile(rf"{part}_blocks\.(\d+)\..*")
-    return 1 + max(
-        (int(m.group(1)) for key in weights if (m := pattern.fullmatch(key))), default=-1
-    )
 
 
 def _clusters(weights: Mapping[str, Tensor], length: int) -> int:

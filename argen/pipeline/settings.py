@@ -34,7 +34,7 @@ def controls(
     Raises:
         UserError: for a setting that does not exist, with close matches, or a value out of range.
     """
-    merged = {**(defaults or {}), **{k: v for k, v in settings.items() if v is not None}}
+    merged = effective(settings, defaults)
     for name in merged:
         if name not in SETTINGS:
             raise UserError(
@@ -45,3 +45,23 @@ def controls(
         Guidance(**{GUIDANCE[k]: v for k, v in merged.items() if k in GUIDANCE}),
         Filters(**{k: v for k, v in merged.items() if k in FILTERS}),
     )
+
+
+def effective(
+    settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the settings that count: what is given, else a model's own; see `controls`."""
+    given = {k: v for k, v in settings.items() if v is not None}
+    return {k: v for k, v in (defaults or {}).items() if k not in _replaced(given)} | given
+
+
+def _replaced(given: Mapping[str, Any]) -> set[str]:
+    """Return the defaults that would keep given settings from counting."""
+    replaced = set()
+    if "cfg" in given:
+        replaced.add("cfg_sub_tokens")
+        if not isinstance(given["cfg"], int | float):
+            replaced.add("cfg_schedule")  # a list of weights is its own schedule
+    if any(name in given for name in FILTERS):
+        replaced.add("sub_tokens")
+    return replaced

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 TINY = [
@@ -23,7 +24,12 @@ TINY = [
 
 
 def command(name: str, *overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run `python -m argen.NAME` in a directory of its own."""
+    """Run what `python -m argen.NAME` runs, in a process and a directory of its own."""
+    return forked.run(f"argen.{name}", *overrides, cwd=cwd)
+
+
+def fresh_command(name: str, *overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run `python -m argen.NAME` as a user's shell does, imports and all."""
     return subprocess.run(
         [sys.executable, "-m", f"argen.{name}", *overrides],
         cwd=cwd,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from forked import Running
 from runs import TINY, command
 from safetensors.torch import load_file
 
@@ -72,20 +71,14 @@ def test_the_script_that_slurm_is_given(slurm: Path, tmp_path: Path) -> None:
 
 def test_a_job_of_slurm_trains_and_goes_on_after_its_limit(slurm: Path, tmp_path: Path) -> None:
     words = [*WORDS, "cluster=slurm", "fit.steps=200"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "argen.train", *words[1:]],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = Running("argen.train", words[1:], cwd=tmp_path)
     run = tmp_path / "outputs" / "digits" / "tokenizer"
     deadline = time.monotonic() + 240
     first = run / "checkpoints" / "last.ckpt"
     while not first.is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(int((slurm / "pid").read_text()), signal.SIGUSR2)  # as Slurm before the limit
-    said, _ = process.communicate(timeout=300)
+    said = "".join(process.communicate(timeout=300))
     assert process.returncode == 0, said + (slurm / "batch.log").read_text()
     assert (slurm / "scontrol.log").read_text() == "requeue 4242\n"
     begun = (slurm / "batch-1.log").read_text()
@@ -137,8 +130,9 @@ def test_tasks_of_srun_are_ranks(workplace: Path, tmp_path: Path) -> None:
     assert one.returncode == 0, one.stderr
     step = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2"}
     tasks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "argen.tokenize", *words[1:], "out=two"],
+        Running(
+            "argen.tokenize",
+            [*words[1:], "out=two"],
             cwd=tmp_path,
             env=os.environ
             | step

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import Running
 from runs import call, command
 
 MODEL = "model=outputs/digits/model"
@@ -66,10 +67,7 @@ def test_drawn_in_another_precision(workplace: Path) -> None:
 
 def test_a_killed_evaluation_goes_on(workplace: Path) -> None:
     words = [MODEL, "quick=true", "n=700", "export=npz", "batch_size=32"]
-    running = subprocess.Popen(
-        [sys.executable, "-m", "argen.evaluate", *words, "out=killed/m.json"],
-        cwd=workplace, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    running = Running("argen.evaluate", [*words, "out=killed/m.json"], cwd=workplace)
     while not list((workplace / "killed").glob("samples-*/*.npz")):
         assert running.poll() is None, "it ended before it was killed"
         time.sleep(0.02)

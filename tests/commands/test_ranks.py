@@ -28,26 +28,6 @@ SAME = [
 TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 
 
-def weights(place: Path, part: str) -> dict[str, torch.Tensor]:
-    return load_file(place / "outputs" / "two" / "model" / f"{part}.safetensors")
-
-
-@pytest.mark.slow
-def test_two_ranks_train_both_stages_as_one_process(tmp_path: Path) -> None:
-    places = [tmp_path / name for name in ("one", "both")]
-    for place, words in zip(places, (["fit.batch_size=8"], [*TWO, "fit.batch_size=4"])):
-        place.mkdir()
-        done = command("train", "name=two", *SAME, *words, cwd=place)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert done.stdout.count("samples          ") == 1, "one rank reports"
-    for part in ("tokenizer", "generator"):
-        alone, together = (weights(place, part) for place in places)
-        assert alone.keys() == together.keys()
-        for key, value in alone.items():
-            if value.is_floating_point():
-                torch.testing.assert_close(together[key], value, rtol=1e-4, atol=1e-5, msg=key)
-
-
 @pytest.mark.slow
 def test_two_ranks_with_a_discriminator_are_killed_and_go_on(tmp_path: Path) -> None:
     words = [

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Running
 from PIL import Image
 from runs import TINY, command
 from safetensors.torch import load_file
@@ -21,24 +22,18 @@ from argen.runtime.files import read_json
 WORDS = ["train", "name=digits", *TINY, "fit.steps=40"]
 
 
-def start(words: list[str], cwd: Path, stage: str) -> subprocess.Popen[str]:
+def start(words: list[str], cwd: Path, stage: str) -> Running:
     """Start a run and return it once a stage has written its first checkpoint."""
     return start_until(words, cwd, cwd / "outputs" / "digits" / stage / "checkpoints" / "last.ckpt")
 
 
-def start_until(words: list[str], cwd: Path, written: Path) -> subprocess.Popen[str]:
+def start_until(words: list[str], cwd: Path, written: Path) -> Running:
     """Start a command and return it once it has written a file."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", f"argen.{words[0]}", *words[1:]],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = Running(f"argen.{words[0]}", words[1:], cwd=cwd)
     deadline = time.monotonic() + 300
     while not written.is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert written.is_file(), process.stdout.read() if process.stdout else ""
+    assert written.is_file(), process.said()
     return process
 
 
@@ -82,7 +77,7 @@ def test_a_signal_saves_and_asks_to_be_started_again(
 ) -> None:
     process, run = start(WORDS, tmp_path, "generator"), tmp_path / "outputs" / "digits"
     process.send_signal(getattr(signal, name))
-    said, _ = process.communicate(timeout=300)
+    said = "".join(process.communicate(timeout=300))
     assert process.returncode == 75, said
     assert f"{name}: generator stopped and saved" in said
     assert (run / "run.lock").read_text() == ""

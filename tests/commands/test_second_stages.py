@@ -10,7 +10,13 @@ from safetensors.torch import load_file
 from test_tokenizer_recipes import SHORT, psnr, train
 from torch import Tensor
 
-QUICK = [*SHORT, "fit.steps=12", "fit.val_every=12", "data.categories=[smileys]"]
+QUICK = [
+    *SHORT,
+    "trainer.log_every_n_steps=10",
+    "fit.steps=12",
+    "fit.val_every=12",
+    "data.categories=[smileys]",
+]
 
 
 def weights(place: Path, name: str) -> dict[str, Tensor]:

@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -57,19 +59,37 @@ def test_losses_are_those_that_were_recorded(tmp_path: Path) -> None:
         assert found[name] == pytest.approx(values, rel=2e-4), name
 
 
+LOGGED = ["train", "name=two", *SAME, f"fit.steps={STEPS}", "trainer.log_every_n_steps=1"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process that two ranks are compared with."""
+    place = tmp_path_factory.mktemp("alone")
+    done = command(*LOGGED, "fit.batch_size=8", cwd=place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return place / "outputs" / "two"
+
+
 @pytest.mark.parametrize("ranks", [TWO, FSDP2], ids=["ddp", "fsdp2"])
-def test_two_ranks_have_the_losses_of_one(tmp_path: Path, ranks: list[str]) -> None:
-    words = ["train", "name=two", *SAME, "fit.steps=4", "trainer.log_every_n_steps=1"]
-    found = []
-    for place, more in (("one", ["fit.batch_size=8"]), ("both", [*ranks, "fit.batch_size=4"])):
-        (tmp_path / place).mkdir()
-        done = command(*words, *more, cwd=tmp_path / place)
-        assert done.returncode == 0, done.stdout + done.stderr
-        found.append(losses(tmp_path / place / "outputs" / "two"))
-    assert found[0].keys() == found[1].keys()
-    for name, values in found[0].items():
+def test_two_ranks_have_the_losses_and_weights_of_one(
+    alone: Path, tmp_path: Path, ranks: list[str]
+) -> None:
+    done = command(*LOGGED, *ranks, "fit.batch_size=4", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("samples          ") == 1, "one rank reports"
+    both = tmp_path / "outputs" / "two"
+    expected, found = losses(alone), losses(both)
+    assert expected.keys() == found.keys()
+    for name, values in expected.items():
         assert len(values) == STEPS
-        assert found[1][name] == pytest.approx(values, rel=1e-5), name
+        assert found[name] == pytest.approx(values, rel=1e-5), name
+    for part in ("tokenizer", "generator"):
+        one, two = (load_file(run / "model" / f"{part}.safetensors") for run in (alone, both))
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            if value.is_floating_point():
+                torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-5, msg=key)
 
 
 if __name__ == "__main__":

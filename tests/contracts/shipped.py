@@ -16,6 +16,8 @@ from argen.generators.conditioning import ClassConditioner, TextConditioner
 from argen.runtime.presets import for_codes, preset, preset_names
 from argen.text.features import TextFeatures
 from argen.tokenizers.base import Tokenizer
+from argen.zoo.meta import card
+from argen.zoo.pairs import network_of
 
 CLASSES = 10
 
@@ -73,22 +75,18 @@ def make_generator(name, tokenizer_name, *, seed=0, **conditioner) -> Generator:
     return perturbed(generator).eval()
 
 
-def family(name):
-    """Return the first word of a preset's name, `tiny_` aside."""
-    return name.removeprefix("tiny_").partition("_")[0]
-
-
 @cache
 def fitted(name, tokenizers=None):
-    """Return the first tokenizer preset that a generator preset accepts, and it on no device.
+    """Return a tokenizer preset that a generator preset accepts, and the generator on no device.
 
-    Presets of the same family are tried first; `tokenizers` limits the search to those presets.
+    That is the one that a published preset names, else the first that fits; `tokenizers` limits
+    the search to those presets.
     """
-    by_family = sorted(
-        tokenizers or preset_names("tokenizer"), key=lambda other: family(other) != family(name)
-    )
+    meta = card("generator", name)
+    if meta is not None and tokenizers is None:
+        return meta.tokenizer, network_of("generator", name)
     refusals = []
-    for other in by_family:
+    for other in tokenizers or preset_names("tokenizer"):
         try:
             with torch.device("meta"):
                 generator = build(generator_config(name, other))

@@ -236,27 +236,6 @@ def test_loss_reaches_every_parameter(name):
     assert not missing
 
 
-def test_learns_four_images_by_heart(name):
-    generator = make(name).train()
-    codes = random_codes(generator.spec, 4)
-    optimizer = torch.optim.AdamW(generator.parameters(), lr=3e-3, weight_decay=0.0)
-    fixed = None if generator.spec.kind != "continuous" else SeededNoise(range(4))
-    losses: list[float] = []
-    for _ in range(200):
-        loss = generator.loss(codes, condition(generator, 4), noise=fixed).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(generator.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.item())
-        if sum(losses[-5:]) / 5 < 0.05 * losses[0] and len(losses) > 5:
-            break
-    # Codes that are drawn from a density keep a floor that depends on the model; its loss on
-    # fixed draws must still fall far below where it began.
-    bound = 0.05 if generator.spec.kind != "continuous" else 0.5
-    assert sum(losses[-5:]) / 5 < bound * losses[0]
-
-
 @torch.no_grad()
 def test_weights_round_trip(name, tmp_path):
     generator, other = make(name), make(name, seed=1)

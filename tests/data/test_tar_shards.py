@@ -7,7 +7,6 @@ import hashlib
 import http.server
 import json
 import logging
-import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from make_shards import main as make_shards
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -24,10 +24,6 @@ from argen.data.tar_members import label_in, split_name
 from argen.data.tar_source import webdataset
 from argen.data.tar_stream import PLACES, TarStream
 from argen.errors import UserError
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-from make_shards import main as make_shards
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from replays import vector_quantize_pytorch as lucidrains
 
 from argen.build import build
 from argen.errors import UserError
-from argen.interop import lucidrains
 
 
 def made(name, **config):

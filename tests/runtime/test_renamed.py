@@ -1,4 +1,4 @@
-"""Old names of settings: taken on the command line and in YAML, with a warning that names the new."""
+"""Old names of settings: taken on the command line and in YAML, with a warning."""
 
 from __future__ import annotations
 

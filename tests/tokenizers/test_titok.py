@@ -206,7 +206,7 @@ def test_tail_drop_draws_one_length_a_batch(kind, lengths):
     assert model.keep(noise) == 16
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["tiny_titok", "tiny_one_d_piece", "tiny_titok_vae"])
 def test_trains_on_images(name):
     source = emoji(image_size=16, categories=["smileys"], shift=0)

@@ -48,7 +48,7 @@ def save(model: str, directory: Path, changes: Mapping[str, Any]) -> None:
     """Write a model directory of a published size with random weights."""
     cpu, how = torch.device("cpu"), published(model)
     Pipeline(
-        tokenizer=tokenizer(how.tokenizer, device=cpu, dtype=torch.float32),
+        tokenizer=tokenizer(how.tokenizer, device=cpu, dtype=torch.float32, changes=how.changes),
         generator=generator(model, device=cpu, dtype=torch.float32, **changes),
         defaults=how.settings,
     ).save(directory)

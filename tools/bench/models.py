@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
 from argen.build import build
-from argen.errors import UserError, suggest
+from argen.errors import UserError
 from argen.generators.base import Generator
 from argen.generators.next_token import NextToken
 from argen.layers.adaln import Modulation
 from argen.layers.cpu.int8 import Int8Linear
 from argen.layers.cpu.packed import PackedLinear
 from argen.layers.inference_precision import check_precision
-from argen.runtime.presets import for_codes, preset, preset_names
+from argen.runtime.presets import for_codes, preset
 from argen.tokenizers.base import Tokenizer
+from argen.zoo.meta import card
+from argen.zoo.pairs import merged
 
 
 @dataclass(frozen=True)
@@ -30,55 +33,28 @@ class Published:
         decoder: preset of its strategy; None for the plainest that fits.
         settings: of guidance and filters, as `argen.sample` names them.
         options: of the strategy.
+        changes: to the tokenizer's preset, nested as it is.
     """
 
     tokenizer: str
     decoder: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
-
-
-# By the start of the preset's name; settings are those of its configs/generator file.
-PUBLISHED = {
-    "llamagen_": Published("llamagen_vq16", settings={"cfg": 2.0}),
-    "nar_": Published("llamagen_vq16", settings={"cfg": 2.0}),
-    "rar_": Published(
-        "maskgit_vqgan",
-        settings={"cfg": 16.0, "cfg_schedule": "power_cosine", "cfg_power": 2.75},
-    ),
-    "var_": Published(
-        "var_vqvae",
-        settings={
-            "cfg": 2.5,
-            "cfg_schedule": "linear",
-            "cfg_inclusive": True,
-            "top_k": 900,
-            "top_p": 0.96,
-        },
-    ),
-    "maskgit_titok_l32": Published(
-        "titok_l32", settings={"cfg": 5.5, "cfg_schedule": "linear"}, options={"steps": 8}
-    ),
-    "mar_": Published(
-        "kl16", "masked", settings={"cfg": 2.9, "cfg_schedule": "linear"}, options={"steps": 64}
-    ),
-    "xar_": Published("kl16", settings={"cfg": 2.7, "cfg_schedule": "linear"}),
-}
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def published(name: str) -> Published:
-    """Return what a generator preset goes with.
+    """Return what a generator preset goes with, by what its `_meta_` says of its best score.
 
     Raises:
-        UserError: for a preset that there is not, or that none of the above covers.
+        UserError: for a preset that there is not, or that names no tokenizer.
     """
-    if name not in preset_names("generator"):
-        close = suggest(name, preset_names("generator"))
-        raise UserError(f"There is no generator preset {name!r}.{close}")
-    for start, what in PUBLISHED.items():
-        if name.startswith(start):
-            return what
-    raise UserError(f"No tokenizer is known for {name}; choose one of {', '.join(PUBLISHED)}...")
+    meta = card("generator", name)
+    if meta is None or meta.tokenizer is None:
+        raise UserError(f"generator={name} names no published tokenizer; choose another.")
+    options = meta.decoder
+    decoder = options.pop("name", None)
+    return Published(meta.tokenizer, decoder, meta.settings, options, meta.tokenizer_changes)
 
 
 def check(settings: Mapping[str, Any]) -> None:
@@ -89,21 +65,28 @@ def check(settings: Mapping[str, Any]) -> None:
         published(model)
 
 
-def tokenizer(name: str, *, device: torch.device, dtype: torch.dtype) -> Tokenizer:
+def tokenizer(
+    name: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+) -> Tokenizer:
     """Return a tokenizer with random weights."""
     torch.manual_seed(0)
-    return build(preset("tokenizer", name)).eval().to(device, dtype)
+    return build(merged(preset("tokenizer", name), changes)).eval().to(device, dtype)
 
 
 def generator(name: str, *, device: torch.device, dtype: torch.dtype, **changes: Any) -> Generator:
     """Return a generator with random weights that do not predict all codes alike."""
+    how = published(name)
     with torch.device("meta"):
-        spec = build(preset("tokenizer", published(name).tokenizer)).spec
+        spec = build(merged(preset("tokenizer", how.tokenizer), how.changes)).spec
     torch.manual_seed(0)
     with device:
         model = build({**for_codes(preset("generator", name), spec), **changes})
     if name.startswith("var_"):  # its inputs are made by the tokenizer's quantiser
-        model.bind(tokenizer(published(name).tokenizer, device=device, dtype=dtype))
+        model.bind(tokenizer(how.tokenizer, device=device, dtype=dtype, changes=how.changes))
     for output in model.head.outputs():
         nn.init.normal_(output.weight, std=0.02)
     return model.to(device, dtype)

@@ -44,7 +44,7 @@ def _pipeline(
     how = published(model)
     network = generator(model, device=device, dtype=torch.float32, **settings["changes"])
     return Pipeline(
-        tokenizer=tokenizer(how.tokenizer, device=device, dtype=torch.float32),
+        tokenizer=tokenizer(how.tokenizer, device=device, dtype=torch.float32, changes=how.changes),
         generator=network,
         decoder=decoder_of(settings["decoder"], network, how),
         defaults=how.settings,

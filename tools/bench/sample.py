@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from released.llamagen_loop import ReleasedLoop
 
 from argen.build import build
 from argen.data.codes import CodeDataset
@@ -27,7 +28,6 @@ from argen.runtime.presets import preset, preset_names
 from bench.cases import Case
 from bench.law import law_of
 from bench.models import Published, generator, published, read_bytes
-from bench.released.llamagen_loop import ReleasedLoop
 
 # Beside the presets of configs/decoder: LlamaGen's released loop, `sequential` compiled, and what
 # the model is published with.

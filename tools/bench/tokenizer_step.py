@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from released.vq_step import ReleasedStep
 from torch import Tensor
 
 from argen.build import build
@@ -20,7 +21,6 @@ from argen.runtime.presets import preset, preset_names
 from argen.training.fit import FitSettings
 from argen.training.tokenizer_task import TokenizerTask
 from bench.cases import Case
-from bench.released.vq_step import ReleasedStep
 
 # The objectives of tokenizers, by the start of the preset's name.
 OBJECTIVES = {"llamagen_vq": "llamagen_vq"}

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from released.step import released_network
 from torch import Tensor, nn
 
 from argen.errors import UserError
@@ -18,7 +19,6 @@ from argen.training.code_tasks import GeneratorTask
 from argen.training.optim import Optim
 from bench.cases import Case
 from bench.models import generator, published
-from bench.released.step import released_network
 from bench.tokenizer_step import is_tokenizer, objective_of, tokenizer_case
 
 MODES = ("eager", "compiled", "recompute", "compiled_recompute", "released")

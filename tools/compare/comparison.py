@@ -23,15 +23,24 @@ from argen.recipes.run_metrics import code_numbers, heldout_psnr
 from argen.recipes.two_stage import Recipe
 from argen.runtime.command import plain
 from argen.runtime.files import read_json
+from argen.runtime.presets import config_dir
 from argen.tokenizers.base import Tokenizer
 from argen.train import stage_config
+from argen.zoo.checks import read_yaml
 
 ROOT = Path(__file__).parents[2]
 UNIGRAM = "unigram"  # ids drawn by how often they occur, wherever and in whatever class
-FAMILIES = (
-    *("gpt", "rar", "net2net", "ibq", "open_magvit2", "elm"),
-    *("var", "nar", "maskgit", "maskgit_uvit", "mar", "xar"),
-)
+GENERATOR = "override /generator"  # in an experiment's defaults
+
+
+def families() -> tuple[str, ...]:
+    """Return the experiments of configs/experiment/compare that train a generator."""
+    paths = (config_dir() / "experiment" / "compare").glob("*.yaml")
+    made = {path.stem: read_yaml(path)["defaults"] for path in paths}
+    return tuple(sorted(name for name, base in made.items() if any(GENERATOR in d for d in base)))
+
+
+FAMILIES = families()
 
 
 @dataclass(frozen=True)

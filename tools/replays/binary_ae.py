@@ -13,6 +13,8 @@ from argen.tokenizers.cnn import CNNTokenizer
 from argen.tokenizers.quantizers.bernoulli import Bernoulli, indecision
 from replays.fixture import Fixture
 
+SYSTEMS = ("binary-ae",)
+
 
 class RecordedUniform:
     """Gives back one recorded map (B, bits, h, w) of uniform draws."""

@@ -18,6 +18,12 @@ from argen.decoding.filters import (
 from argen.decoding.guidance import Guidance
 from replays.fixture import Fixture
 
+SYSTEMS = (
+    "topk-topp",
+    "entropy-topk",
+    "cfg-schedules",
+)
+
 
 def replay(fixture: Fixture) -> dict[str, Tensor]:
     """Compute every expected tensor of a fixture of one of the three systems."""

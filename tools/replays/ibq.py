@@ -10,6 +10,8 @@ from argen.interop.base import Imported
 from argen.tokenizers.cnn import CNNTokenizer
 from replays.fixture import Fixture
 
+SYSTEMS = ("ibq",)
+
 
 def replay(fixture: Fixture) -> dict[str, Tensor]:
     """Compute every expected tensor of an `IBQ` fixture."""

@@ -13,6 +13,11 @@ from argen.decoding.speculative.neighbours import NeighbourRejection, nearest_co
 from argen.decoding.speculative.trees import Tree, Walk, walk
 from replays.fixture import Fixture
 
+SYSTEMS = (
+    "lantern-accept",
+    "lantern-accept-static",
+)
+
 
 def replay(fixture: Fixture) -> dict[str, Tensor]:
     """Compute every expected tensor of a `lantern-accept` or `lantern-accept-static` fixture."""

@@ -18,6 +18,8 @@ from argen.interop.base import Imported
 from argen.layers.tree import levels, reach
 from replays.fixture import Fixture
 
+SYSTEMS = ("lantern-drafter",)
+
 
 def replay(fixture: Fixture) -> dict[str, Tensor]:
     """Compute every expected tensor of a `lantern-drafter` fixture."""

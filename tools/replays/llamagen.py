@@ -19,6 +19,8 @@ from argen.layers.noise import SeededNoise
 from replays import llamagen_loss
 from replays.fixture import Bound, Fixture
 
+SYSTEMS = ("llamagen",)
+
 
 def replay(fixture: Fixture) -> dict[str, Tensor]:
     """Compute every expected tensor of a `VQModel`, `VQLoss` or `Transformer` fixture."""

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argen.interop import lucidrains
 from argen.interop.base import Imported
 from argen.tokenizers.quantizers.base import Quantized, Quantizer
 from argen.tokenizers.quantizers.fsq import FSQ
@@ -16,7 +15,19 @@ from argen.tokenizers.quantizers.grouped import Grouped
 from argen.tokenizers.quantizers.projected import Projected
 from argen.tokenizers.quantizers.residual import Residual
 from argen.tokenizers.quantizers.simvq import SimVQ
+from replays import vector_quantize_pytorch as lucidrains
 from replays.fixture import Fixture
+
+SYSTEMS = (
+    "quantizer-bsq",
+    "quantizer-fsq",
+    "quantizer-fsq-symmetric",
+    "quantizer-lfq",
+    "quantizer-rvq",
+    "quantizer-simvq",
+    "quantizer-vq",
+    "quantizer-vq-cosine",
+)
 
 LOSSES = {
     "sample_entropy": "per_sample_entropy",

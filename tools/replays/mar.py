@@ -21,6 +21,8 @@ from argen.layers.diffusion import GaussianDiffusion
 from argen.tokenizers.kl import patchify, unpatchify
 from replays.fixture import Bound, Fixture
 
+SYSTEMS = ("mar",)
+
 
 class RecordedNoise:
     """The recorded draws of a sampling run: orders, and a start and steps for each pass."""

@@ -12,6 +12,8 @@ from argen.interop.base import Imported
 from argen.tokenizers.kl import KLTokenizer, patchify, unpatchify
 from replays.fixture import Bound, Fixture
 
+SYSTEMS = ("mar-klvae",)
+
 
 class RecordedNoise:
     """One recorded normal draw for every latent."""

@@ -23,6 +23,12 @@ from argen.layers.noise import Noise
 from argen.spec import CodeSpec, Segment
 from replays.fixture import Fixture
 
+SYSTEMS = (
+    "MaskGIT BERT",
+    "MaskGIT U-ViT",
+    "maskgit-step",
+)
+
 
 class RecordedNoise:
     """Gives recorded uniforms: of the loss's draws, or of each step's codes and confidences."""

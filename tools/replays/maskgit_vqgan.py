@@ -13,6 +13,8 @@ from argen.tokenizers.cnn import CNNTokenizer
 from argen.tokenizers.quantizers.vq import VQ
 from replays.fixture import Fixture
 
+SYSTEMS = ("MaskGIT-VQGAN",)
+
 
 def replay(fixture: Fixture) -> dict[str, Tensor]:
     """Compute every expected tensor of a `PretrainedTokenizer` fixture.

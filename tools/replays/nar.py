@@ -19,6 +19,8 @@ from argen.layers.masks import dense_mask
 from argen.layers.noise import SeededNoise
 from replays.fixture import Bound, Fixture
 
+SYSTEMS = ("nar",)
+
 
 def replay(fixture: Fixture) -> dict[str, Tensor]:
     """Compute every expected tensor."""

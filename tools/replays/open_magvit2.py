@@ -13,6 +13,11 @@ from argen.tokenizers.cnn import CNNTokenizer
 from argen.tokenizers.quantizers.lfq import LFQ
 from replays.fixture import Fixture
 
+SYSTEMS = (
+    "open-magvit2",
+    "wetok",
+)
+
 
 class RecordedNormal:
     """Gives back one recorded map (B, C, h, w) of normal draws."""

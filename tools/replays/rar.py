@@ -19,6 +19,8 @@ from argen.interop.base import Imported
 from argen.layers.noise import SeededNoise
 from replays.fixture import Bound, Fixture
 
+SYSTEMS = ("RAR",)
+
 
 def replay(fixture: Fixture) -> dict[str, Tensor]:
     """Compute every expected tensor of a `RAR` fixture."""

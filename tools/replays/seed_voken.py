@@ -24,6 +24,12 @@ from argen.layers.noise import SeededNoise
 from argen.tokenizers.cnn import CNNTokenizer
 from replays.fixture import Bound, Fixture
 
+SYSTEMS = (
+    "open-magvit2-ar",
+    "wetok-ar",
+    "ibq-ar",
+)
+
 NAMES = ("pre", "post")  # what a pair of sub-tokens is called
 
 

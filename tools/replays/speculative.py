@@ -21,6 +21,11 @@ from argen.interop.base import Imported
 from argen.interop.llamagen import llamagen
 from replays.fixture import Fixture
 
+SYSTEMS = (
+    "sjd",
+    "gsd",
+)
+
 
 def replay(fixture: Fixture) -> dict[str, Tensor]:
     """Compute every expected tensor of an `sjd` or `gsd` fixture."""

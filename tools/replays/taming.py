@@ -19,6 +19,8 @@ from argen.tokenizers.cnn import CNNTokenizer
 from replays import net2net
 from replays.fixture import Bound, Fixture
 
+SYSTEMS = ("taming-transformers",)
+
 
 class RecordedGumbel:
     """Gives back Gumbel draws (B, K, h, w) that a run recorded."""

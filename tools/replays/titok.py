@@ -17,6 +17,13 @@ from argen.tokenizers.quantizers.gaussian import Gaussian
 from argen.tokenizers.titok import TiTok, proxy_loss
 from replays.fixture import Fixture
 
+SYSTEMS = (
+    "TiTok",
+    "TiTok (VAE)",
+    "TA-TiTok",
+    "One-D-Piece",
+)
+
 
 class RecordedNoise:
     """Gives the recorded posterior noise (B, C, 1, K), or the draw that keeps n tokens of K."""

@@ -11,6 +11,8 @@ from argen.objectives.losses import generator_loss
 from argen.objectives.objective import Objective
 from replays.fixture import Bound, Fixture
 
+SYSTEMS = ("TiTok discriminator",)
+
 
 def replay(fixture: Fixture) -> dict[str, Tensor]:
     """Compute every expected tensor of an `NLayerDiscriminator` fixture.

@@ -20,6 +20,11 @@ from argen.testing.enumeration import ExactLaw, enumerate_decoder
 from argen.testing.table import Table
 from replays.fixture import Fixture
 
+SYSTEMS = (
+    "speculative-toy",
+    "jacobi-toy",
+)
+
 _COUPLINGS: dict[str, Coupling] = {"sjd": "none", "gsd": "none", "ac": "maximal"}
 _GUESSES = {"onehot": "certain", "uniform": "uniform"}
 

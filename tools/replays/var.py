@@ -23,6 +23,11 @@ from argen.layers.noise import SeededNoise
 from argen.tokenizers.multiscale import MultiScaleTokenizer
 from replays.fixture import Bound, Fixture
 
+SYSTEMS = (
+    "var",
+    "var-vqvae",
+)
+
 
 def replay(fixture: Fixture) -> dict[str, Tensor]:
     """Compute every expected tensor of a tokenizer fixture, or of one with a generator."""

@@ -19,6 +19,8 @@ from argen.interop.base import Imported
 from argen.tokenizers.kl import patchify, unpatchify
 from replays.fixture import Bound, Fixture
 
+SYSTEMS = ("xar",)
+
 
 class RecordedNoise:
     """The recorded draws of a sampling run: a start and steps for each cell."""

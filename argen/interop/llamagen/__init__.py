@@ -2,4 +2,5 @@
 
 from argen.interop.llamagen.llamagen import import_generator, import_tokenizer
 
+SOURCE = "llamagen"
 __all__ = ["import_generator", "import_tokenizer"]

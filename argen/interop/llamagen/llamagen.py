@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from argen.errors import CheckpointError, UserError
-from argen.interop.base import Imported, Rule, StateDict, merge, rename, unwrap
+from argen.interop.base import Imported, Rule, StateDict, count, merge, rename, unwrap
 from argen.spec import CodeSpec, Segment
 
 WRAPPERS = ("model", "module", "state_dict")  # the released files' own order of preference
@@ -192,11 +191,11 @@ def import_tokenizer(checkpoint: Any, *, source: str, image_size: int = 256) -> 
         "decoder_ch_mult": _multipliers(weights, "decoder")[::-1],
         "encoder_kwargs": {
             "ch": weights["encoder.conv_in.weight"].shape[0],
-            "num_res_blocks": _count(weights, r"encoder\.conv_blocks\.0\.res\.(\d+)\..*"),
+            "num_res_blocks": count(weights, r"encoder\.conv_blocks\.0\.res\.(\d+)\..*"),
         },
         "decoder_kwargs": {
             "ch": weights["encoder.conv_in.weight"].shape[0],
-            "num_res_blocks": _count(weights, r"decoder\.conv_blocks\.0\.res\.(\d+)\..*") - 1,
+            "num_res_blocks": count(weights, r"decoder\.conv_blocks\.0\.res\.(\d+)\..*") - 1,
         },
     }
     return Imported(
@@ -227,7 +226,7 @@ def import_generator(
     if "tok_embeddings.weight" not in weights:
         raise CheckpointError(f"{source} is not a LlamaGen generator: no tok_embeddings.weight.")
     vocab, dim = weights["tok_embeddings.weight"].shape
-    layers = _count(weights, r"layers\.(\d+)\..*")
+    layers = count(weights, r"layers\.(\d+)\..*")
     heads = heads or HEADS.get((layers, dim))
     if heads is None:
         raise UserError(
@@ -255,17 +254,9 @@ def import_generator(
     return Imported(built, generator_weights(weights, source=source), source)
 
 
-def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
-    """Return one more than the largest number a key pattern captures."""
-    found = [int(m.group(1)) for key in weights if (m := re.fullmatch(pattern, key))]
-    if not found:
-        raise CheckpointError(f"No key matches {pattern}; this is a checkpoint of another model.")
-    return max(found) + 1
-
-
 def _multipliers(weights: Mapping[str, Tensor], part: str) -> list[int]:
     """Read the width multiplier of each level, in the order the levels run."""
     base = weights["encoder.conv_in.weight"].shape[0]
-    levels = _count(weights, rf"{part}\.conv_blocks\.(\d+)\..*")
+    levels = count(weights, rf"{part}\.conv_blocks\.(\d+)\..*")
     widths = [weights[f"{part}.conv_blocks.{i}.res.0.conv2.weight"].shape[0] for i in range(levels)]
     return [width // base for width in widths]

@@ -2,4 +2,5 @@
 
 from argen.interop.taming.tokenizer import import_generator, import_tokenizer
 
+SOURCE = "taming"
 __all__ = ["import_generator", "import_tokenizer"]

@@ -2,4 +2,5 @@
 
 from argen.interop.titok.tokenizer import import_generator, import_tokenizer
 
+SOURCE = "titok"
 __all__ = ["import_generator", "import_tokenizer"]
