@@ -67,7 +67,7 @@ class NextToken(Generator):
         blocks: transformer blocks, all with the same heads.
         prefix_length: number of prefix tokens T.
         order: the fixed order codes are drawn in, long (L,), where it is not the tokenizer's.
-        rotary: arguments of its `rotary_rows`, which a drafter shares; empty where it has none.
+        rotary: arguments of its `rotary_table`, which a drafter shares; empty where it has none.
     """
 
     rotary: Mapping[str, Any] = {}
