@@ -49,7 +49,13 @@ MOVED = {
 }
 
 # Path of a class: old name of an argument: new name. Taken until 0.3 as well.
-RENAMED: dict[str, dict[str, str]] = {}
+RENAMED: dict[str, dict[str, str]] = {
+    "argen.training.optim.Optim": {
+        "final": "min_lr_ratio",
+        "plateau": "hold",
+        "stair": "gamma",
+    },
+}
 
 # Path of a class: the class that has one of its arguments now. Taken until 0.3 as well.
 WITH_ADALN = {
@@ -157,12 +163,16 @@ def build(config: Any, *, trust: bool = True, **arguments: Any) -> Any:
     if isinstance(config, Mapping):
         if TARGET in config:
             config = current_arguments({**config, TARGET: current_path(config[TARGET])})
-        items = {
-            k: build(v, trust=trust) for k, v in config.items() if k not in (TARGET, PARTIAL, META)
-        }
         if TARGET not in config:
-            return items
+            return {k: build(v, trust=trust) for k, v in config.items() if k != META}
         target = locate(config[TARGET], trust=trust)
+        # Arguments that a class names in `deferred` it builds itself, when it has what they need.
+        later = getattr(target, "deferred", ())
+        items = {
+            k: v if k in later else build(v, trust=trust)
+            for k, v in config.items()
+            if k not in (TARGET, PARTIAL, META)
+        }
         if config.get(PARTIAL, False):
             return partial(target, **{**items, **arguments})
         try:

@@ -128,7 +128,7 @@ def _table(rows: Sequence[tuple[str, str, Any]], kinds: set[str]) -> Iterator[st
 
 
 def _card(name: str) -> Iterator[str]:
-    from argen.runtime import model_card as text
+    from argen.zoo import card as text
     from argen.zoo.meta import find
     from argen.zoo.pairs import fitting, partner_of, tokenizer_of
 

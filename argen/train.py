@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from argen.errors import UserError
+from argen.errors import UserError, suggest
 from argen.runtime.command import plain, require_writable, run, show
 
-STAGE_KEYS = ("fit", "optim", "objective", "seed")
 
-
-def main(config: Any) -> None:
-    """Run the configured stages."""
+def main(config: Any) -> float | None:
+    """Run the configured stages; returns the number that `optimized_metric` names, if any."""
     from contextlib import nullcontext
 
     from argen.recipes.drafter import DrafterRecipe
@@ -26,31 +24,41 @@ def main(config: Any) -> None:
     leads = is_rank_zero()
     with run_lock(directory) if leads else nullcontext():  # rank zero holds it for all
         recipe.run()
-    if leads:
-        report(directory, config.stage, model=config.model)
+    if not leads:
+        return None
+    report(directory, config.stage, model=config.model)
+    return score_of(directory, config)
 
 
 def stage_config(config: Any, stage: str) -> dict[str, Any]:
-    """Return the configuration of one stage.
-
-    What the experiment says of the stage stands above the general settings, and what was typed on
-    the command line stands above both.
-    """
+    """Return the configuration of one stage; see `argen.recipes.stage_settings`."""
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
 
-    own = config.stages[stage]
-    unknown = [key for key in own if key not in STAGE_KEYS]
-    if unknown:
-        raise UserError(f"stages.{stage} may set {', '.join(STAGE_KEYS)}, not {unknown[0]}.")
-    typed = [
-        text
-        for text in HydraConfig.get().overrides.task
-        if text.split("=")[0].split(".")[0] in STAGE_KEYS and "." in text.split("=")[0]
-    ]
-    with_own = OmegaConf.merge(config, own)
-    OmegaConf.set_struct(with_own, True)
-    return plain(OmegaConf.merge(with_own, OmegaConf.from_dotlist(typed)))
+    from argen.recipes.stage_settings import stage_settings
+
+    return plain(stage_settings(config, stage, HydraConfig.get().overrides.task))
+
+
+def score_of(directory: Any, config: Any) -> float | None:
+    """Return what `optimized_metric` names, for a sweeper; None where nothing is named.
+
+    Raises:
+        UserError: the run has no such number.
+    """
+    from argen.runtime.files import read_json
+
+    name = config.optimized_metric
+    if name is None:
+        return None
+    folder = {"tokenizer": directory / "tokenizer", "drafter": directory / "drafter"}
+    result = read_json(folder.get(config.stage, directory) / "metrics.json")
+    numbers = {key: value for key, value in result.items() if isinstance(value, int | float)}
+    if name not in numbers:
+        raise UserError(
+            f"optimized_metric={name}: this run has no such number.{suggest(name, numbers)} It has "
+            f"{', '.join(sorted(numbers))}."
+        )
+    return float(numbers[name])
 
 
 def report(directory: Any, stage: str, *, model: str | None = None) -> None:

@@ -189,7 +189,7 @@ def measure_time(settings: Settings, source: ImageSource) -> None:
     """Write the median seconds of a training step, the quantisers taking turns."""
     images = torch.stack([source.train[i]["image"] for i in range(settings.batch_size)])
     tasks = {name: task(name, settings) for name in settings.only}
-    optimizers = {name: one.optim.optimizer(one.tokenizer) for name, one in tasks.items()}
+    optimizers = {name: one.optim.make_optimizer(one.tokenizer) for name, one in tasks.items()}
     spent: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(settings.rounds + 1):
         for name, one in tasks.items():

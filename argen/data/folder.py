@@ -20,6 +20,7 @@ from argen.data.captions import captions_of
 from argen.data.draws import hash_seed
 from argen.data.folder_scan import ARRANGE, ImageFile, directories, scan
 from argen.data.images import FileImages, ImageDataset, ImageSource, MemoryImages, check_bad_rate
+from argen.data.random_crop import random_crop
 from argen.data.transforms import Augment, center_crop
 from argen.errors import UserError
 from argen.images.files import UNREADABLE, decode_image
@@ -39,6 +40,9 @@ def folder(
     seed: int = 0,
     shift: int = 0,
     flip: bool = True,
+    crop: str = "center",
+    resize: Sequence[float] = (1.0, 1.0),
+    resample: str = "adm",
     max_bad_fraction: float = 0.01,
     cache: bool | Literal["auto"] = "auto",
     unconditional: bool = False,
@@ -58,6 +62,9 @@ def folder(
         seed: names the split.
         shift: training images move by up to this many pixels.
         flip: training images are mirrored half of the time.
+        crop: training images are cut from the `center`, or at a `random` place.
+        resize: of random crops: shorter side before it, as shares of `image_size`, from and to.
+        resample: of random crops: `adm`, `bicubic`, `bilinear` or `lanczos`.
         max_bad_fraction: more unreadable files than this share of all (and than one) is an error.
         cache: decode all images at the start and keep them in memory; `auto` does so for small
             sets. Otherwise each is decoded when it is drawn.
@@ -74,6 +81,12 @@ def folder(
         raise UserError(f"max_bad_fraction={max_bad_fraction} must lie in [0, 1).")
     if cache not in (True, False, "auto"):
         raise UserError(f"cache={cache!r} must be auto, true or false.")
+    crops = random_crop(crop, resize, resample)
+    if crops is not None and cache is True:
+        raise UserError(
+            "cache=true keeps training images at one size, which leaves no room for crop=random: "
+            "use cache=auto or cache=false."
+        )
     root = _checked_root(path)
     sides = {entry.name: entry for entry in directories(root)}
     own_split = {"train", "val"} <= set(sides) <= {"train", "val", "test"}
@@ -89,11 +102,11 @@ def folder(
         pixel_bytes = 3 * size[0] * size[1] * len(everything)
         file_bytes = sum(image.bytes for image in everything)
         cache = pixel_bytes <= CACHE_PIXEL_BYTES and file_bytes <= CACHE_FILE_BYTES
-    augment = Augment(shift=shift, flip=flip)
+    augment = Augment(shift=shift, flip=flip, crop=crops)
     bad: list[str] = []
 
     def side(images: list[ImageFile], augment: Augment | None) -> ImageDataset:
-        if cache:
+        if cache and (augment is None or augment.crop is None):
             return _decoded(images, size, augment, bad)
         return FileImages(
             [image.path for image in images],

@@ -7,6 +7,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,8 +58,11 @@ class ImageDataset(Dataset[dict[str, Tensor]], ABC):
         draw = as_draw(item)
         if not 0 <= draw.index < len(self):
             raise IndexError(f"image {draw.index} of {len(self)}")
-        index, pixels = self.load(draw.index)
-        if draw.seed is not None and self.augment is not None:
+        if draw.seed is None or self.augment is None:
+            index, pixels = self.load(draw.index)
+        else:
+            crop = None if self.augment.crop is None else partial(self.augment.crop, seed=draw.seed)
+            index, pixels = self.load_by(draw.index, crop) if crop else self.load(draw.index)
             pixels = self.augment(pixels, draw.seed)
         return {
             "image": to_float(pixels),
@@ -73,6 +77,17 @@ class ImageDataset(Dataset[dict[str, Tensor]], ABC):
     @abstractmethod
     def load(self, index: int) -> tuple[int, Tensor]:
         """Return the index and uint8 pixels of image `index`, or of its stand-in."""
+
+    def load_by(self, index: int, transform: Transform) -> tuple[int, Tensor]:
+        """Return the same as `load` by another way from an image to pixels.
+
+        Raises:
+            UserError: this set has no whole images.
+        """
+        raise UserError(
+            f"{type(self).__name__} holds images of one size, which leaves no room for a random "
+            "crop: use data.crop=center."
+        )
 
     @abstractmethod
     def digest(self) -> str:
@@ -145,18 +160,22 @@ class FileImages(ImageDataset):
         """How many files turned out unreadable so far, in all worker processes."""
         return int(self._bad.sum())
 
-    def read(self, index: int) -> Tensor:
+    def read(self, index: int, transform: Transform) -> Tensor:
         """Return the uint8 pixels of one image; raises one of `UNREADABLE` when damaged."""
-        return decode_image(self.paths[index], self.size, self.transform)
+        return decode_image(self.paths[index], self.size, transform)
 
     def load(self, index: int) -> tuple[int, Tensor]:
         """Return the image's index and pixels, or the next readable image's of its class."""
+        return self.load_by(index, self.transform)
+
+    def load_by(self, index: int, transform: Transform) -> tuple[int, Tensor]:
+        """Return the same by another way from an image to pixels."""
         same_class: Tensor | None = None
         candidate, step = index, 0
         while True:
             if not self._bad[candidate]:
                 try:
-                    return candidate, self.read(candidate)
+                    return candidate, self.read(candidate, transform)
                 except UNREADABLE as error:
                     self._note_bad(candidate, error)
             if same_class is None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from argen.data.images import FileImages, check_bad_rate
 from argen.data.tar_members import read_members
 from argen.data.transforms import Augment, center_crop
-from argen.images.files import decode_image
+from argen.images.files import Transform, decode_image
 from argen.images.pixels import Size
 
 log = logging.getLogger(__name__)
@@ -90,9 +90,9 @@ class TarImages(FileImages):
         if all(captions):
             self.captions = [str(caption) for caption in captions]
 
-    def read(self, index: int) -> Tensor:
+    def read(self, index: int, transform: Transform) -> Tensor:
         """Return the uint8 pixels (3, H, W) of one image."""
         with self.files[self.shard_of[index]].open("rb") as file:
             file.seek(self.starts[index])
             data = file.read(self.sizes[index])
-        return decode_image(io.BytesIO(data), self.size, self.transform)
+        return decode_image(io.BytesIO(data), self.size, transform)

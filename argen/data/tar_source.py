@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from argen.data.images import ImageSource
+from argen.data.random_crop import random_crop
 from argen.data.shards import read_manifest
 from argen.data.tar_images import TarImages
 from argen.data.tar_stream import TarStream
@@ -29,6 +30,9 @@ def webdataset(
     seed: int = 0,
     shift: int = 0,
     flip: bool = True,
+    crop: str = "center",
+    resize: Sequence[float] = (1.0, 1.0),
+    resample: str = "adm",
     buffer: int = 1000,
     max_bad_fraction: float = 0.01,
     cache_dir: str | None = None,
@@ -50,6 +54,9 @@ def webdataset(
         seed: names the order of the stream.
         shift: training images move by up to this many pixels.
         flip: training images are mirrored half of the time.
+        crop: training images are cut from the `center`, or at a `random` place.
+        resize: of random crops: shorter side before it, as shares of `image_size`, from and to.
+        resample: of random crops: `adm`, `bicubic`, `bilinear` or `lanczos`.
         buffer: images that the stream mixes in each loader process.
         max_bad_fraction: more damaged images than this share stop the run.
         cache_dir: where shards from elsewhere are kept once fetched.
@@ -68,7 +75,7 @@ def webdataset(
     else:
         train, val = _hold_out(train, holdout)
     names = _class_names(train, classes, num_classes, unconditional)
-    augment = Augment(shift=shift, flip=flip)
+    augment = Augment(shift=shift, flip=flip, crop=random_crop(crop, resize, resample))
     by_number = partial(
         TarImages,
         classes=names,

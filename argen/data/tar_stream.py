@@ -11,6 +11,7 @@ import io
 import logging
 import random
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -111,12 +112,13 @@ class TarStream(IterableDataset[dict[str, Tensor]]):
         count = 0
         for index, sample in samples:
             counts[0] += 1
-            read = self._decoded(sample, counts)
+            seed = hash_seed("augment", *key, count)
+            read = self._decoded(sample, counts, seed)
             if read is None:
                 continue
             pixels, label = read
             if self.augment is not None:
-                pixels = self.augment(pixels, hash_seed("augment", *key, count))
+                pixels = self.augment(pixels, seed)
             count += 1
             yield {
                 "image": to_float(pixels),
@@ -168,11 +170,15 @@ class TarStream(IterableDataset[dict[str, Tensor]]):
         if too_many:
             raise too_many[0]
 
-    def _decoded(self, sample: dict[str, Any], counts: Tensor) -> tuple[Tensor, int] | None:
+    def _decoded(
+        self, sample: dict[str, Any], counts: Tensor, seed: int
+    ) -> tuple[Tensor, int] | None:
         """Return pixels (3, H, W) and label, or None for a damaged image, which is noted."""
         image = sample[str(image_in(sample))]
         try:
-            pixels = decode_image(io.BytesIO(image), self.size, center_crop)
+            crop = self.augment.crop if self.augment else None
+            transform = center_crop if crop is None else partial(crop, seed=seed)
+            pixels = decode_image(io.BytesIO(image), self.size, transform)
             label = label_in(sample, self.classes, unconditional=self.unconditional)
         except UNREADABLE as error:
             self._note_bad(f"{sample['__key__']} of {sample['__url__']}", error, counts)

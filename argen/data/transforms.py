@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from PIL import Image
@@ -12,6 +12,13 @@ from torch import Tensor
 
 from argen.errors import UserError
 from argen.images.pixels import Size
+
+RESAMPLE = {
+    "adm": Image.Resampling.BICUBIC,
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 
 
 def resize(image: Image.Image, size: Size) -> Image.Image:
@@ -28,16 +35,29 @@ def center_crop(image: Image.Image, size: Size) -> Image.Image:
     share, extended to other proportions than square.
     """
     height, width = size
-    while min(image.width / width, image.height / height) >= 2:
+    image = cover(image, size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def cover(image: Image.Image, size: Size, resample: str = "adm") -> Image.Image:
+    """Scale, keeping the proportions, until (height, width) is just covered.
+
+    Args:
+        image: an RGB image.
+        size: (height, width).
+        resample: a filter of Pillow's, or `adm`: halves by a box filter as long as the image is at
+            least twice as large as needed, then bicubic.
+    """
+    height, width = size
+    while resample == "adm" and min(image.width / width, image.height / height) >= 2:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = max(width / image.width, height / image.height)
     covering = (
         max(width, round(image.width * scale)),
         max(height, round(image.height * scale)),
     )
-    image = image.resize(covering, Image.Resampling.BICUBIC)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+    return image.resize(covering, RESAMPLE[resample])
 
 
 def shift(pixels: Tensor, dy: int, dx: int, *, pad: str = "edge") -> Tensor:
@@ -61,6 +81,16 @@ def flip(pixels: Tensor) -> Tensor:
     return pixels.flip(-1)
 
 
+class Cropping(Protocol):
+    """What cuts (height, width) pixels out of an image, as a seed decides."""
+
+    def __call__(self, image: Image.Image, size: Size, seed: int) -> Image.Image:
+        """Return the part of an RGB image."""
+
+    def describe(self) -> str:
+        """Return a few words for manifests."""
+
+
 @dataclass(frozen=True)
 class Augment:
     """Random shift and mirror image of uint8 pixels, decided by a seed.
@@ -69,11 +99,14 @@ class Augment:
         shift: move by up to this many pixels in each direction; 0 for none.
         flip: mirror every second image on average.
         pad: what fills the strip that a shift opens, `edge` or `white`.
+        crop: how an image becomes the pixels that are shifted and mirrored; None for the plain
+            ones. The data set applies it, since it alone has the whole image.
     """
 
     shift: int = 0
     flip: bool = False
     pad: Literal["edge", "white"] = "edge"
+    crop: Cropping | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.shift, int) or self.shift < 0:
@@ -92,6 +125,7 @@ class Augment:
 
     def describe(self) -> str:
         """Return a few words for manifests."""
-        moves = [f"shift {self.shift} px ({self.pad})"] if self.shift else []
+        moves = [self.crop.describe()] if self.crop else []
+        moves += [f"shift {self.shift} px ({self.pad})"] if self.shift else []
         moves += ["mirror"] if self.flip else []
         return " + ".join(moves) or "none"

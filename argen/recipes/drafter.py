@@ -31,6 +31,7 @@ from argen.runtime.distributed import barrier, destroy_process_group, is_rank_ze
 from argen.runtime.files import read_json, write_json
 from argen.runtime.provenance import provenance
 from argen.text.features import TextSpec, require_same_text
+from argen.training.batches import fit_settings
 from argen.training.code_tasks import DrafterTask
 from argen.training.fit import fit
 
@@ -70,20 +71,20 @@ class DrafterRecipe(Recipe):
         options = dict(stage["drafter"])
         losses = options.pop("loss")
         drafter = new_drafter(options, target)
-        fit_settings = self._fit_settings(stage)
+        fitting = fit_settings(stage, codes["train"])
         task = DrafterTask(
             drafter,
             target,
             optim=build(stage["optim"]),
-            steps=fit_settings.steps,
+            steps=fitting.steps,
             seed=self.seed,
             **losses,
         )
         record.begin()
         seconds = fit(
             task,
-            self._stream(codes["train"], codes["val"], fit_settings),
-            fit_settings,
+            self._stream(codes["train"], codes["val"], fitting),
+            fitting,
             title="drafter",
             directory=directory,
             config=stage | provenance(),
@@ -94,8 +95,8 @@ class DrafterRecipe(Recipe):
         drafter = drafter.to(self.device).eval()
         if is_rank_zero():
             about = {
-                "weights": "ema" if fit_settings.ema else "raw",
-                "steps": fit_settings.steps,
+                "weights": "ema" if fitting.ema else "raw",
+                "steps": fitting.steps,
                 "seed": self.seed,
                 "target": made_for,
                 **provenance(),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
-from argen.build import current_config
+from argen.build import TARGET, current_config, locate
 from argen.errors import UserError
 from argen.runtime.distributed import is_rank_zero
 from argen.runtime.files import read_json, write_json
 from argen.runtime.renamed import renamed_settings
 from argen.training.fit import FitSettings
+from argen.training.optim import Optim
+
+PLAIN = (bool, int, float, str, list, tuple, type(None))
 
 
 def settings_key(settings: dict[str, Any]) -> str:
@@ -40,10 +44,8 @@ class StageRecord:
         """
         marker = self.directory / "settings.json"
         if marker.is_file():
-            recorded = current_config(renamed_settings(read_json(marker)["settings"]))
-            # Settings that came later stood at their defaults.
-            recorded["fit"] = {**FitSettings.defaults(), **recorded["fit"]}
-            changed = differences(recorded, current_config(self._plain()))
+            recorded = settled(renamed_settings(read_json(marker)["settings"]))
+            changed = differences(recorded, settled(self._plain()))
             if changed:
                 raise UserError(
                     f"{self.directory} was trained with other settings ({', '.join(changed[:4])}). "
@@ -65,6 +67,24 @@ class StageRecord:
     def finish(self, seconds: float) -> None:
         """Note that the stage is done."""
         write_json(self.directory / "finished.json", {"seconds": round(seconds, 1)})
+
+
+def settled(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings in today's names; those that came later stand at their defaults."""
+    settings = current_config(settings)
+    found = {key: _with_defaults(value) for key, value in settings.items() if key != "optim"}
+    found["fit"] = {**FitSettings.defaults(), **settings["fit"]}
+    found["optim"] = Optim.settled(settings["optim"])
+    return found
+
+
+def _with_defaults(config: Any) -> Any:
+    """Return what is built with the plain defaults of its arguments."""
+    if not isinstance(config, dict) or TARGET not in config:
+        return config
+    takes = inspect.signature(locate(config[TARGET])).parameters.values()
+    defaults = {p.name: p.default for p in takes if isinstance(p.default, PLAIN)}
+    return json.loads(json.dumps({**defaults, **config}))
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -33,6 +33,7 @@ from argen.runtime.presets import for_codes
 from argen.runtime.provenance import provenance
 from argen.text.base import TextEncoder
 from argen.tokenizers.base import Tokenizer
+from argen.training.batches import fit_settings
 from argen.training.code_tasks import GeneratorTask
 from argen.training.fit import FitSettings, fit
 from argen.training.grids import ReconstructionGrid, SampleGrid, reconstruction_grid
@@ -106,6 +107,7 @@ class Recipe:
         """Train stage 1, or load it if it is finished."""
         stage, directory = self.stages["tokenizer"], self.directory / "tokenizer"
         settings = {k: stage[k] for k in TOKENIZER_KEYS}
+        settings |= {key: stage[key] for key in ("discriminator_optim",) if stage.get(key)}
         if any(stage["init"].values()):
             settings["init"] = stage["init"]
         record = StageRecord(directory, settings)
@@ -115,17 +117,19 @@ class Recipe:
         size = self.config["data"].get("image_size", stage["tokenizer"].get("image_size"))
         tokenizer = build(stage["tokenizer"], image_size=size)
         start_tokenizer(tokenizer, stage["init"], trust=self.config["trust"])
-        fit_settings = self._fit_settings(stage)
-        if fit_settings.channels_last:
+        fitting = fit_settings(stage, self.source.train)
+        if fitting.channels_last:
             tokenizer.to(memory_format=torch.channels_last)
         source = self.source
-        stream = self._stream(source.stream or source.train, source.val, fit_settings)
+        stream = self._stream(source.stream or source.train, source.val, fitting)
         optim = build(stage["optim"])
+        discriminates = stage.get("discriminator_optim")
         task = TokenizerTask(
             tokenizer,
             optim=optim,
-            steps=fit_settings.steps,
+            steps=fitting.steps,
             objective=build(stage["objective"]),
+            discriminator_optim=build(stage["optim"] | discriminates) if discriminates else None,
             seed=self.seed,
         )
         record.begin()
@@ -133,7 +137,7 @@ class Recipe:
         seconds = fit(
             task,
             stream,
-            fit_settings,
+            fitting,
             title="tokenizer",
             directory=directory,
             callbacks=[ReconstructionGrid(shown, directory / "grids")],
@@ -144,7 +148,7 @@ class Recipe:
         pipe = Pipeline(
             tokenizer=tokenizer,
             class_names=source.classes,
-            provenance=self._provenance(fit_settings),
+            provenance=self._provenance(fitting),
         )
         self._finish(record, seconds, pipe, directory / "model")
         return load(directory / "model", device=self.device).tokenizer
@@ -189,11 +193,11 @@ class Recipe:
         network = for_codes(stage["generator"], spec, **wanted)
         generator = build(network)
         generator.bind(tokenizer)
-        fit_settings = self._fit_settings(stage)
+        fitting = fit_settings(stage, codes["train"])
         optim = build(stage["optim"])
-        sharded = fit_settings.trainer.get("strategy") == "fsdp2"
+        sharded = fitting.trainer.get("strategy") == "fsdp2"
         make = ShardedGeneratorTask if sharded else GeneratorTask
-        task = make(generator, optim=optim, steps=fit_settings.steps, seed=self.seed)
+        task = make(generator, optim=optim, steps=fitting.steps, seed=self.seed)
         defaults = {k: v for k, v in stage["samples"].items() if k != "per_class"}
         record.begin()
         texts = shown_texts(self.source) if reader else []
@@ -201,8 +205,8 @@ class Recipe:
         grid = SampleGrid(tokenizer, classes, directory / "grids", **shown)
         seconds = fit(
             task,
-            self._stream(codes["train"], codes["val"], fit_settings),
-            fit_settings,
+            self._stream(codes["train"], codes["val"], fitting),
+            fitting,
             title="generator",
             directory=directory,
             callbacks=[] if sharded else [grid],  # drawing needs whole weights
@@ -218,7 +222,7 @@ class Recipe:
             generator=generator.to(self.device),
             class_names=classes,
             defaults=defaults,
-            provenance=self._provenance(fit_settings),
+            provenance=self._provenance(fitting),
             text=reader,
         )
         self._finish(record, seconds, pipe, self.directory / "model")
@@ -255,9 +259,6 @@ class Recipe:
         write_json(path, result)
         return result
 
-    def _fit_settings(self, stage: dict[str, Any]) -> FitSettings:
-        return FitSettings(**stage["fit"], trainer=stage["trainer"], logger=stage["logger"])
-
     def _stream(self, train: Any, val: Any, settings: FitSettings) -> Stream:
         return Stream(
             train,
@@ -266,6 +267,7 @@ class Recipe:
             batch_size=settings.batch_size,
             workers=settings.workers,
             seed=self.seed,
+            overfit=settings.overfit,
         )
 
     def _provenance(self, settings: FitSettings) -> dict[str, Any]:

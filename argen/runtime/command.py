@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -25,7 +26,7 @@ from argen.runtime.threads import fit_threads
 VERBATIM = {"sample": ("text",)}
 
 
-def run(main: Callable[[Any], None], config_name: str, *, directory: Path | None = None) -> None:
+def run(main: Callable[[Any], Any], config_name: str, *, directory: Path | None = None) -> None:
     """Compose `config_name` with the command line and call `main` with it.
 
     Args:
@@ -39,18 +40,19 @@ def run(main: Callable[[Any], None], config_name: str, *, directory: Path | None
 
     where = directory or config_dir()
     verbatim = VERBATIM.get(config_name, ())
+    warnings.filterwarnings("default", ".* is now ", FutureWarning)
     sys.argv[1:] = [quoted(renamed_word(word), verbatim) for word in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back here instead of being printed there
     _start_logging()
 
     @wraps(main)
-    def guarded(config: Any) -> None:
+    def guarded(config: Any) -> Any:
         _start_logging()  # once more in a process of a cluster's job, which begins here
         take_rank()
         fit_threads()  # not earlier: a job on another machine would inherit this one's number
         # Caught here, so that Hydra does not report an error of its own first.
         try:
-            main(config)
+            return main(config)  # a sweeper reads what it returns
         except UserError as error:
             if launched():
                 raise  # to the command that waits for this job, which stops with it
@@ -152,6 +154,8 @@ def _explain(error: Exception, config_name: str, where: Path) -> str:
     message = " ".join(line.strip() for line in lines)
     if "hydra/launcher" in message and "submitit" in message:
         return "cluster=slurm and submitit_local need submitit: pip install 'argen[slurm]'."
+    if "hydra/sweeper/optuna" in message:
+        return "hparams_search=optuna needs Optuna's sweeper: pip install 'argen[sweep]'."
     choice = re.search(r"Could not find '([\w/]+)/([\w.-]+)'", message)
     if choice:
         group, name = choice.groups()

@@ -14,9 +14,12 @@ from typing import Any
 KEYS = {
     "fit.most_skipped": "fit.max_skipped",
     "fit.recompute": "fit.gradient_checkpointing",
+    "optim.final": "optim.min_lr_ratio",
+    "optim.plateau": "optim.hold",
+    "optim.stair": "optim.gamma",
 }
 # (new key, old value): new value.
-VALUES: dict[tuple[str, str], str] = {}
+VALUES: dict[tuple[str, str], str] = {("optim.schedule", "stairs"): "multistep"}
 
 
 def renamed_word(word: str) -> str:
@@ -28,7 +31,10 @@ def renamed_word(word: str) -> str:
     told = VALUES.get((new, value), value)
     if (new, told) == (rest, value):
         return word
-    result = f"{key[: len(key) - len(bare)]}{prefix}{new}{equals}{told}"
+    sign = key[: len(key) - len(bare)]
+    if sign == "+" and new != rest:
+        sign = "++"  # some old names had to be added, the new ones are there
+    result = f"{sign}{prefix}{new}{equals}{told}"
     _warn(word, result)
     return result
 

@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 
+from argen.build import build
 from argen.data.tar_stream import TarStream
 from argen.errors import Preempted, UserError
 from argen.generators.base import Generator
@@ -42,6 +43,9 @@ class FitSettings:
 
     steps: int
     batch_size: int
+    epochs: float | None = None
+    global_batch: int | None = None
+    overfit: int = 0
     workers: int = 0
     ema: float = 0.999
     val_every: int = 1000
@@ -52,6 +56,7 @@ class FitSettings:
     max_skipped: int = 10
     trainer: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
+    callbacks: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -62,6 +67,8 @@ class FitSettings:
         for name in ("steps", "batch_size", "val_every", "save_every", "max_skipped"):
             if getattr(self, name) < 1:
                 raise UserError(f"fit.{name}={getattr(self, name)} must be at least 1.")
+        if self.overfit < 0:
+            raise UserError(f"fit.overfit={self.overfit} must be a number of samples, or 0.")
         if not 0 <= self.ema < 1:
             raise UserError(f"fit.ema={self.ema} must lie in [0, 1); 0 keeps no average.")
 
@@ -113,7 +120,7 @@ def fit(
         enable_version_counter=False,
         save_on_train_epoch_end=True,
     )
-    options = {k: v for k, v in settings.trainer.items() if v is not None}
+    options = {k: build(v) for k, v in settings.trainer.items() if v is not None}
     device = pick_device(str(options.get("accelerator", "auto")))
     options["precision"] = pick_precision(str(options.get("precision", "auto")), device)
     stream.even = sharded
@@ -143,7 +150,10 @@ def fit(
         enable_progress_bar=sys.stdout.isatty(),
         logger=make_logger(settings.logger, directory, config),
         # Averaging comes last: the callbacks before it see its weights when validation ends.
-        callbacks=[progress(title), timer, *callbacks, checkpoint, stop, *([ema] if ema else [])],
+        callbacks=[
+            *(progress(title), timer, *callbacks, *_built(settings.callbacks)),
+            *(checkpoint, stop, *([ema] if ema else [])),
+        ],
         plugins=[SafeCheckpointIO()],
         default_root_dir=directory,
     )
@@ -154,6 +164,7 @@ def fit(
         task.compile_network()
     task.finite = FiniteSteps(settings.max_skipped)
     trainer.callbacks.insert(0, _rates(task, stream, settings, trainer, device))  # type: ignore[attr-defined]
+    _check_global_batch(settings, trainer, stream.accumulate)
     trainer.fit(task, datamodule=stream, ckpt_path=str(last) if last else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
@@ -163,6 +174,30 @@ def fit(
         ema.copy_to(task)
     earlier = float(timer._offset) if last else 0.0
     return earlier + time.perf_counter() - start
+
+
+def _built(callbacks: Mapping[str, Any]) -> list[Callback]:
+    """Return what `configs/callbacks` describes.
+
+    Raises:
+        UserError: one of them is no callback of Lightning's.
+    """
+    made = [build(config) for config in callbacks.values() if config]
+    for name, callback in zip(callbacks, made):
+        if not isinstance(callback, Callback):
+            raise UserError(f"callbacks.{name} is no callback: give callbacks.{name}._target_.")
+    return made
+
+
+def _check_global_batch(settings: FitSettings, trainer: Trainer, accumulate: int) -> None:
+    """Raise unless the ranks that really run take the batch that was asked for."""
+    found = settings.batch_size * trainer.world_size * accumulate
+    if settings.global_batch is not None and found != settings.global_batch:
+        raise UserError(
+            f"fit.global_batch={settings.global_batch} was shared out for other processes than the "
+            f"{trainer.world_size} that run: say how many with trainer.devices= and "
+            "trainer.num_nodes=."
+        )
 
 
 def _checkpoint(folder: Path, title: str, *, resume: bool) -> Path | None:

@@ -97,8 +97,9 @@ class SampleGrid(Callback):
             defaults=self.settings,
             text=self.reader,
         )
-        classes = list(range(min(self.most_classes, len(self.class_names))))
-        asked: Any = {"text": self.texts} if self.texts else {"classes": classes}
+        asked: Any = {"text": self.texts}
+        if not self.texts:
+            asked = {"classes": pipe.labels("all")[: self.most_classes]}
         samples = pipe(**asked, n=self.per_class, seed=0, batch_size=64)
         generator.train(training)
         _publish(trainer, samples.grid(), self.directory, "samples")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from argen.build import TARGET, build, locate
 from argen.errors import UserError
 from argen.runtime.distributed import is_rank_zero
 
@@ -19,10 +21,13 @@ def make_logger(
     """Return the logger that `configs/logger/*.yaml` describes; False for none.
 
     Args:
-        settings: `kind`, and for wandb `project` and `offline`.
+        settings: `kind`, and for wandb `project` and `offline`; or `_target_`, any logger of
+            Lightning's kind, and its arguments (`save_dir` is the stage's directory if left out).
         directory: of the stage; a resumed run writes on where it stopped.
         config: what the run was started with, kept beside the numbers where the logger can.
     """
+    if TARGET in settings:
+        return _own_logger(settings, directory)
     kind = settings.get("kind", "csv")
     if kind == "none":
         return False
@@ -50,6 +55,17 @@ def make_logger(
     raise UserError(
         f"Unknown logger {kind!r}; use logger=csv, wandb, wandb_offline, tensorboard or none."
     )
+
+
+def _own_logger(settings: dict[str, Any], directory: Path) -> Logger:
+    given = {name: value for name, value in settings.items() if name != "kind"}
+    takes = inspect.signature(locate(settings[TARGET])).parameters
+    if "save_dir" in takes and "save_dir" not in given:
+        given["save_dir"] = str(directory)
+    logger = build(given)
+    if not isinstance(logger, Logger):
+        raise UserError(f"logger._target_={settings[TARGET]} is no logger of Lightning's kind.")
+    return logger
 
 
 def log_image(trainer: Trainer, name: str, image: Any) -> None:

@@ -10,6 +10,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from argen.data.draws import DrawSampler
 from argen.data.tar_stream import TarStream
+from argen.errors import UserError
 
 
 class Stream(LightningDataModule):
@@ -22,6 +23,10 @@ class Stream(LightningDataModule):
         batch_size: samples a step and rank.
         workers: loader processes; 0 loads in the training process.
         seed: names the order and the augmentations.
+        overfit: draw the first so many training samples alone, without augmentation; 0 for all.
+
+    Raises:
+        UserError: a stream of shards is asked for its first samples.
     """
 
     def __init__(
@@ -33,8 +38,12 @@ class Stream(LightningDataModule):
         batch_size: int,
         workers: int = 0,
         seed: int = 0,
+        overfit: int = 0,
     ) -> None:
         super().__init__()
+        if overfit and isinstance(train, TarStream):
+            raise UserError("fit.overfit needs samples by number: use data=folder in its place.")
+        self.overfit = overfit
         self.train, self.val = train, val
         self.steps, self.batch_size, self.workers, self.seed = steps, batch_size, workers, seed
         self.accumulate = 1  # batches a step; `fit` sets it to the trainer's
@@ -42,6 +51,10 @@ class Stream(LightningDataModule):
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _drawn_from(self) -> int:
+        count = len(self.train)  # type: ignore[arg-type]
+        return min(count, self.overfit or count)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the one long epoch."""
@@ -56,7 +69,8 @@ class Stream(LightningDataModule):
                 persistent_workers=self.workers > 0,
             )
         sampler = DrawSampler(
-            len(self.train),  # type: ignore[arg-type]
+            self._drawn_from(),
+            augment=not self.overfit,
             seed=self.seed,
             rank=rank,
             world_size=world_size,
@@ -76,7 +90,7 @@ class Stream(LightningDataModule):
         if isinstance(self.train, TarStream):
             return [self.train.name_of(index) for index in batch["index"].tolist()]
         rank, world_size = self._ranks()
-        sampler = DrawSampler(len(self.train), seed=self.seed)  # type: ignore[arg-type]
+        sampler = DrawSampler(self._drawn_from(), seed=self.seed)
         first = batch_idx * self.batch_size
         draws = range(first, first + self.batch_size)
         return [sampler.draw_at(draw * world_size + rank).index for draw in draws]

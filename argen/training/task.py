@@ -23,6 +23,9 @@ class Task(LightningModule):
         optim: optimiser and schedule.
         steps: optimiser steps of the whole run.
         seed: names the random draws.
+
+    Raises:
+        UserError: the schedule does not fit into `steps`.
     """
 
     log_every = 50  # steps between detailed logs; `fit` sets it to the trainer's
@@ -31,6 +34,7 @@ class Task(LightningModule):
 
     def __init__(self, *, optim: Optim, steps: int, seed: int = 0) -> None:
         super().__init__()
+        optim.check(steps)
         self.optim, self.steps, self.seed = optim, steps, seed
         self.finite = FiniteSteps()
         self.values: dict[str, torch.Tensor] = {}  # of this step, to name what is not finite
@@ -47,8 +51,8 @@ class Task(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its per-step schedule."""
-        optimizer = self.optim.optimizer(self.network)
-        scheduler = self.optim.scheduler(optimizer, steps=self.steps)
+        optimizer = self.optim.make_optimizer(self.network)
+        scheduler = self.optim.make_scheduler(optimizer, steps=self.steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},

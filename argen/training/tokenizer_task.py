@@ -49,6 +49,7 @@ class TokenizerTask(Task):
         # Parts that are frozen put themselves into evaluation: a codebook would drift otherwise.
         self.tokenizer, self.objective = tokenizer.train(), objective
         self.discriminator_optim = discriminator_optim or optim
+        self.discriminator_optim.check(steps)
         # The tokenizer's backward pass does not reach the discriminator, nor the other way round.
         self.leaves_unused = objective.discriminator is not None
         self._errors: list[Tensor] = []
@@ -64,9 +65,9 @@ class TokenizerTask(Task):
         sides: list[tuple[Optim, nn.Module]] = [(self.optim, self.tokenizer)]
         if self.objective.discriminator is not None:
             sides.append((self.discriminator_optim, self.objective.discriminator))
-        optimizers = [optim.optimizer(module) for optim, module in sides]
+        optimizers = [optim.make_optimizer(module) for optim, module in sides]
         schedules = [
-            {"scheduler": optim.scheduler(optimizer, steps=self.steps), "interval": "step"}
+            {"scheduler": optim.make_scheduler(optimizer, steps=self.steps), "interval": "step"}
             for (optim, _), optimizer in zip(sides, optimizers)
         ]
         return optimizers, schedules

@@ -8,7 +8,12 @@ from omegaconf import MissingMandatoryValue
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml"))
-OWN = {"folder": "path", "webdataset": "urls"}  # images of the user's: where they are
+OWN = {
+    "folder": "path",
+    "imagenet": "path",
+    "unlabelled": "path",
+    "webdataset": "urls",
+}  # images of the user's: where they are
 
 
 def composed(name):

@@ -86,7 +86,7 @@ def test_loss_trains_every_parameter_and_smooths_labels():
 
 def test_position_tables_and_temperatures_are_not_decayed():
     _, generator = make(shared_adaln=True)
-    plain = Optim().optimizer(generator).param_groups[1]["params"]
+    plain = Optim().make_optimizer(generator).param_groups[1]["params"]
     spared = {name for name, p in generator.named_parameters() if any(p is q for q in plain)}
     for part in ("pos", "pos_start", "level_embed", "blocks.0.offsets"):
         assert part in spared

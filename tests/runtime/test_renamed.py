@@ -10,8 +10,9 @@ from argen.runtime.renamed import KEYS, renamed_settings, renamed_word
 @pytest.mark.parametrize(("old", "new"), sorted(KEYS.items()))
 @pytest.mark.parametrize("prefix", ["", "+", "++", "stages.generator."])
 def test_every_old_key_of_the_command_line(old, new, prefix):
+    new_prefix = "++" if prefix == "+" else prefix  # what had to be added may be there now
     with pytest.warns(FutureWarning, match=new):
-        assert renamed_word(f"{prefix}{old}=7") == f"{prefix}{new}=7"
+        assert renamed_word(f"{prefix}{old}=7") == f"{new_prefix}{new}=7"
     assert renamed_word(f"{prefix}{new}=7") == f"{prefix}{new}=7"
 
 

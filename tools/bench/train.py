@@ -148,7 +148,7 @@ class TrainingStep(Step):
             codes = torch.randint(least, shape, device=device)
         label = torch.arange(batch, device=device) % network.conditioner.num_classes
         self.batch = {"codes": codes, "label": label}
-        super().__init__(network, self._loss, self.task.optim.optimizer(network), codes)
+        super().__init__(network, self._loss, self.task.optim.make_optimizer(network), codes)
 
     def _loss(self) -> Tensor:
         label, rate = self.batch["label"], self.task.generator.conditioner.drop_rate

@@ -65,6 +65,8 @@ class Unconditional(Conditioner):
         dim: width D of the token.
     """
 
+    num_classes = 1  # all samples are of one kind, which can be asked for
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.drop_rate, self.has_null, self.length = 0.0, False, 1
