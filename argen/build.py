@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 from argen.errors import UserError, suggest
 
 TARGET = "_target_"
+PARTIAL = "_partial_"  # true: not called yet, but handed over as what can be called
 META = "_meta_"  # what is published of a preset (argen.zoo.meta), no argument of the class
 
 # Where lay, before 0.2, what YAML can name: modules, or single names of them. Taken until 0.3.
@@ -31,6 +33,7 @@ MOVED = {
     "argen.generators.flow_head": "argen.generators.heads.flow",
     "argen.generators.subtoken_heads": "argen.generators.heads.subtoken",
     "argen.generators.table": "argen.testing.table",
+    "argen.generators.token_conditioning": "argen.generators.net2net.token_conditioning",
     "argen.generators.uvit": "argen.generators.maskgit.uvit",
     "argen.judge": "argen.objectives.feature_discriminator",
     "argen.perceptual": "argen.objectives.perceptual",
@@ -56,6 +59,13 @@ RENAMED: dict[str, dict[str, str]] = {
     },
     "argen.decoding.confidence.Confidence": {"randomize": "choice_temperature"},
 }
+
+# Path of a class: the class that has one of its arguments now. Taken until 0.3 as well.
+WITH_ADALN = {
+    "argen.generators.gpt.GPT": "argen.generators.adaln_gpt.AdaLNGPT",
+    "argen.generators.subtoken.SubTokenGPT": "argen.generators.adaln_gpt.AdaLNSubTokenGPT",
+}
+ADALN = {"adaln_init": "init_modulation", "adaln_gate_init": "init_gate"}
 
 
 def current_path(path: str) -> str:
@@ -94,6 +104,26 @@ def current_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
                 2,
             )
             items[new] = items.pop(old)
+    return _adaln_by_class(items)
+
+
+def _adaln_by_class(items: dict[str, Any]) -> dict[str, Any]:
+    """Return a node in which adaptive norms are a class, not the argument `adaln` of 0.1."""
+    target = items[TARGET]
+    if target not in WITH_ADALN or not {"adaln", *ADALN} & set(items):
+        return items
+    kind = items.pop("adaln", "none")
+    given = {new: items.pop(old) for old, new in ADALN.items() if old in items}
+    if kind not in ("none", "block", "shared"):
+        raise UserError(f"Unknown adaln {kind!r}; use none, block or shared.")
+    if kind != "none":
+        items |= {TARGET: WITH_ADALN[target], "shared_adaln": kind == "shared", **given}
+    warnings.warn(
+        f"{target} no longer takes adaln={kind}; this is now {items[TARGET]}. The old arguments "
+        "end with 0.3.",
+        DeprecationWarning,
+        3,
+    )
     return items
 
 
@@ -124,7 +154,8 @@ def build(config: Any, *, trust: bool = True, **arguments: Any) -> Any:
     """Build what a plain configuration describes; nested nodes first.
 
     Args:
-        config: nested dictionaries, lists and numbers; a dictionary with `_target_` is a call.
+        config: nested dictionaries, lists and numbers; a dictionary with `_target_` is a call, or
+            with `_partial_: true` too a function that makes the call when it is given the rest.
         trust: allow targets outside argen.
         arguments: override the outermost node's arguments.
 
@@ -143,8 +174,10 @@ def build(config: Any, *, trust: bool = True, **arguments: Any) -> Any:
         items = {
             k: v if k in later else build(v, trust=trust)
             for k, v in config.items()
-            if k not in (TARGET, META)
+            if k not in (TARGET, PARTIAL, META)
         }
+        if config.get(PARTIAL, False):
+            return partial(target, **{**items, **arguments})
         try:
             made = target(**{**items, **arguments})
         except TypeError as error:

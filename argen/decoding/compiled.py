@@ -152,7 +152,7 @@ class FixedLoop:
             self.state.order.copy_(order)
         self.noise.keys_B.copy_(noise.keys_B)
         self.state.length = self.state.longest = 0
-        self.state.cache.modulations = None
+        self.state.modulations.kept = None
         return self.state
 
     def begin(self) -> None:

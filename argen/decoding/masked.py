@@ -16,7 +16,7 @@ from argen.decoding.local_order import local_order
 from argen.errors import IncompatibleError, UserError
 from argen.generators.base import AnyOrderGenerator, Generator
 from argen.generators.conditioning import Cond
-from argen.generators.halton import halton_order
+from argen.generators.maskgit.halton import halton_order
 from argen.layers.noise import Noise
 from argen.spec import CodeSpec
 

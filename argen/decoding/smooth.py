@@ -73,5 +73,5 @@ class SmoothScales(Decoder):
             sampled.append(perturbed.argmax(-1))
             if context.observer is not None:
                 context.observer(positions, sampled[-1], guided)
-        latents = state.map_RChw[: len(cond)].permute(0, 2, 3, 1)
+        latents = state.f_hat_RChw[: len(cond)].permute(0, 2, 3, 1)
         return DecodeResult(in_position_order(sampled, groups), len(groups), latents=latents)

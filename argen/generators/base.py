@@ -36,7 +36,8 @@ class Generator(nn.Module, ABC):
     """Models the codes of a tokenizer, group by group.
 
     A generator never samples and knows no strategy: decoders drive `start`, `predict` and
-    `commit`, and draw through `head`. Rows R are samples, or twice as many under guidance.
+    `commit`, and sample through `head`. Rows R are samples, or twice as many under guidance.
+    Calling it gives the training loss.
 
     Attributes:
         spec: the codes it models.
@@ -50,6 +51,28 @@ class Generator(nn.Module, ABC):
     head: Head
     conditioner: Conditioner
 
+    def forward(
+        self,
+        codes: Tensor,
+        cond: Cond | Any,
+        *,
+        noise: Noise | None = None,
+        drop_B: Tensor | None = None,
+    ) -> LossOutput:
+        """Return the training loss: the conditioner, then `loss`, as one pass of the module.
+
+        Hooks, `compile` and sharding see all weights at work in it.
+
+        Args:
+            codes: (B, L[, G or C]), as `spec` says.
+            cond: conditions, or what the conditioner reads: labels (B,), text features.
+            noise: as for `loss`.
+            drop_B: rows that get the null condition, for inputs of the conditioner.
+        """
+        if not isinstance(cond, Cond):
+            cond = self.conditioner(cond, drop_B=drop_B)
+        return self.loss(codes, cond, noise=noise)
+
     @abstractmethod
     def loss(self, codes: Tensor, cond: Cond, *, noise: Noise | None = None) -> LossOutput:
         """Return the training loss of codes (B, L[, G or C]) under conditions (B rows).
@@ -57,14 +80,15 @@ class Generator(nn.Module, ABC):
         Args:
             codes: as `spec` says.
             cond: from `conditioner`, with its training dropout already applied.
-            noise: the loss's own random draws, for exact replay; fresh ones when None.
+            noise: the random numbers of the loss, for exact replay; fresh ones when None.
         """
 
     @abstractmethod
     def score(self, codes: Tensor, cond: Cond) -> Tensor:
-        """Return the parameters of every position given the groups before it (teacher forcing).
+        """Return the outputs of every position given the groups before it (teacher forcing).
 
-        Positions stand in the tokenizer's order, (B, L, ...).
+        What the head reads: logits (B, L, V) of a softmax head, hidden vectors (B, L, D) of a
+        diffusion head. Positions stand in the tokenizer's order.
         """
 
     @abstractmethod
@@ -78,7 +102,7 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, state: Any, draft: Tensor | None = None) -> Tensor:
-        """Return the parameters of the next group, (R, n, ...).
+        """Return the outputs of the next group, as `score` does, (R, n, ...).
 
         With a draft of k future codes (R, k) (look-ahead plans of single codes only), return those
         of the next k + 1 positions, each given the committed codes and the draft before it;
@@ -96,16 +120,16 @@ class Generator(nn.Module, ABC):
         """
 
     def bind(self, tokenizer: Any) -> None:
-        """Take what the network needs of its frozen tokenizer; called before training or drawing.
+        """Take what the network needs of its frozen tokenizer; called before it is used.
 
         Next-scale models read the multi-scale quantiser to build their inputs. What is bound is
         not part of the generator's weights.
         """
 
     def set_progress(self, progress: float) -> None:
-        """Hear before each training step which share in [0, 1] of the training is done.
+        """Set the share in [0, 1] of the training that is done; called before each step.
 
-        For losses that change on the way, such as RAR's random orders.
+        For losses that change over the training, such as RAR's random orders.
         """
 
     def require(self, spec: CodeSpec, kinds: Mapping[str, str]) -> None:
@@ -122,12 +146,41 @@ class Generator(nn.Module, ABC):
                 "of that kind, or another generator."
             )
 
+    def require_ids(self, spec: CodeSpec) -> None:
+        """Raise unless the codes are discrete with one id a position."""
+        self.require(spec, {"discrete": "ids"})
+        if spec.sub_tokens != 1:
+            raise IncompatibleError(
+                f"{type(self).__name__} predicts one id a position, but {spec.describe()} has "
+                f"{spec.sub_tokens}. Use a generator with a factorised head, or a tokenizer "
+                "with one id a position."
+            )
+
+    def require_vectors(self, spec: CodeSpec) -> None:
+        """Raise unless the codes are continuous and of one width."""
+        self.require(spec, {"continuous": "vectors"})
+        if len({segment.dim for segment in spec.segments}) > 1:
+            raise IncompatibleError(
+                f"{type(self).__name__} needs one code width, but {spec.describe()} has several. "
+                "Choose a tokenizer whose segments are equally wide."
+            )
+
+    def refuse_drafts(self, given: bool, *, use: str) -> None:
+        """Raise if a draft of future codes is given, which this network cannot score.
+
+        Args:
+            given: whether there is one.
+            use: the strategies that fit: `decoder=masked`.
+        """
+        if given:
+            raise IncompatibleError(f"{type(self).__name__} cannot score drafts; use {use}.")
+
 
 class AnyOrderGenerator(Generator):
     """Scores any subset of the codes given any other; the decoder names the positions.
 
-    `plan.any_order` is true and `plan.groups` only a default: a `predict` or `commit` that is not
-    told its positions follows the groups of the plan one by one. Codes that are known beforehand
+    `plan.any_order` is true and `plan.groups` only a default: a `predict` or `commit` without
+    positions follows the groups of the plan one by one. Codes that are known beforehand
     (completion, inpainting) are committed before the first `predict`.
     """
 
@@ -135,7 +188,7 @@ class AnyOrderGenerator(Generator):
     def predict(
         self, state: Any, draft: Tensor | None = None, *, positions: Tensor | None = None
     ) -> Tensor:
-        """Return the parameters (R, n, ...) at `positions` given every committed code.
+        """Return the outputs (R, n, ...) at `positions` given every committed code.
 
         Args:
             state: from `start`.

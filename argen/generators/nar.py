@@ -3,6 +3,16 @@
 The codes of one anti-diagonal of the grid are drawn in one pass, so an h x w grid takes h + w - 1
 passes. One head predicts the code to the right of a token, another the code below it; a code with
 both neighbours takes the mean of the two predictions.
+
+What the network is made of:
+- condition tokens as a prefix, then the codes diagonal by diagonal
+- 2-D rotary positions
+- Llama blocks as in `gpt.py`; the right head reads after `layers` of them, the down head after
+  `down_layers` more
+- two softmax heads, each behind an RMSNorm of its own
+
+Shapes: R rows, B samples, T condition tokens, L codes, S = T + L, D model width, V vocabulary, n
+codes of one diagonal.
 """
 
 from __future__ import annotations
@@ -17,15 +27,17 @@ from torch import Tensor, nn
 from argen.errors import IncompatibleError, UserError
 from argen.generators.base import Generator, LossOutput
 from argen.generators.conditioning import Cond, Conditioner
-from argen.generators.gpt import rotary_rows
 from argen.generators.heads.categorical import CategoricalHead
 from argen.generators.next_token import compute_dtype
 from argen.generators.plan import Plan
+from argen.generators.rotary import rotary_table
 from argen.layers.cache import KVCache, Window
+from argen.layers.feed_forward import FeedForwardFactory, swiglu_hidden
+from argen.layers.init import init_normal
 from argen.layers.masks import Predicate, block_causal, dense_mask
 from argen.layers.noise import Noise
-from argen.layers.norms import RMSNorm
-from argen.layers.transformer import Block, swiglu_hidden
+from argen.layers.norms import NormFactory, make_norm
+from argen.layers.transformer import Block
 from argen.spec import CodeSpec
 
 
@@ -60,10 +72,12 @@ class NAR(Generator):
         ffn_hidden: hidden width of the feed-forward layers; default 8/3 dim, rounded.
         ffn_multiplier: scales that default.
         multiple_of: rounding of that default.
-        norm_eps: epsilon of the norms.
+        norm: of the blocks and before the heads, see `make_norm`.
+        norm_eps: epsilon of the named norms.
+        ffn: feed-forward layer of the blocks, see `make_feed_forward`.
         rope_base: base of the 2-D rotary frequencies.
         condition_rope: rotary rows of the condition tokens, `zero` (as published) or `identity`.
-        qk_norm: RMS-normalise queries and keys.
+        qk_norm: normalise queries and keys: true for RMSNorms, or as for `SelfAttention`.
         token_dropout: dropout of the input embeddings.
         residual_dropout: dropout after attention.
         ffn_dropout: dropout after the feed-forward layer.
@@ -92,10 +106,12 @@ class NAR(Generator):
         ffn_hidden: int | None = None,
         ffn_multiplier: float | None = None,
         multiple_of: int = 256,
+        norm: str | NormFactory = "rms",
         norm_eps: float = 1e-5,
+        ffn: str | FeedForwardFactory = "swiglu",
         rope_base: float = 10000.0,
         condition_rope: str = "zero",
-        qk_norm: bool = False,
+        qk_norm: bool | str | NormFactory = False,
         token_dropout: float = 0.1,
         residual_dropout: float = 0.1,
         ffn_dropout: float = 0.1,
@@ -107,11 +123,14 @@ class NAR(Generator):
         self.spec = CodeSpec.of(spec)
         self._require_grid()
         self.plan = Plan.diagonals(self.spec.grid)
+        # 1. Condition prefix.
         self.conditioner, self.prefix_length = conditioner, conditioner.length
         self.right_layers = layers
+        # 2. Input embedding.
         vocab = self.spec.vocab_size
         self.embed = nn.Embedding(vocab, dim)
         self.dropout = nn.Dropout(token_dropout)
+        # 3. Blocks and the last norms.
         count = layers + down_layers
         self.blocks = nn.ModuleList(
             Block(
@@ -120,7 +139,9 @@ class NAR(Generator):
                 kv_heads=kv_heads,
                 ffn_hidden=ffn_hidden
                 or swiglu_hidden(dim, multiple_of=multiple_of, multiplier=ffn_multiplier),
+                norm=norm,
                 norm_eps=norm_eps,
+                ffn=ffn,
                 qk_norm=qk_norm,
                 attention_dropout=attention_dropout,
                 residual_dropout=residual_dropout,
@@ -129,13 +150,14 @@ class NAR(Generator):
             )
             for i in range(count)
         )
-        self.norm, self.down_norm = RMSNorm(dim, norm_eps), RMSNorm(dim, norm_eps)
+        self.norm = make_norm(norm, dim, norm_eps)
+        self.down_norm = make_norm(norm, dim, norm_eps)
+        # 4. Output heads.
         self.head: CategoricalHead = CategoricalHead(dim, vocab)
         self.down_head = CategoricalHead(dim, vocab)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=init_std)
+        init_normal(self, init_std, zero_bias=False)
         nn.init.zeros_(self.head.proj.weight)
+        # 5. Rotary positions, and who sees and predicts whom.
         self._register_places(dim // heads, rope_base, condition_rope)
 
     def _register_places(self, head_dim: int, base: float, condition_rope: str) -> None:
@@ -147,7 +169,9 @@ class NAR(Generator):
         share = torch.where(columns > 0, torch.where(rows > 0, 0.5, 1.0), 0.0)
         share[0] = 0.5  # the last condition token predicts the first code with both heads
         buffers = {
-            "rope_table": rotary_rows(self.spec, head_dim, "2d", base, T, condition_rope),
+            "rope_table": rotary_table(
+                self.spec, head_dim, "2d", base=base, prefix=T, prefix_kind=condition_rope
+            ),
             # Condition tokens see those before them; codes all nearer ones and their diagonal.
             "group_of": torch.cat((torch.arange(T), T + rows + columns)),
             # The place in [condition tokens, codes in raster order] of each slot of the cache.
@@ -207,8 +231,7 @@ class NAR(Generator):
 
     def predict(self, state: NARState, draft: Tensor | None = None) -> Tensor:
         """Return logits of the next diagonal, (R, n, V), from top right to bottom left."""
-        if draft is not None:
-            raise IncompatibleError("NAR draws whole diagonals and cannot score a draft of codes.")
+        self.refuse_drafts(draft is not None, use="decoder=sequential")
         T, w, step = self.prefix_length, self.spec.grid[1], state.step
         drawn = sum(self.plan.sizes[:step])
         following = self.place_of[T + drawn : T + drawn + self.plan.sizes[step]] - T
@@ -284,10 +307,9 @@ class NAR(Generator):
         return right_share[:, None] * right_RnV + (1 - right_share[:, None]) * down_RnV
 
     def _require_grid(self) -> None:
-        self.require(self.spec, {"discrete": "ids"})
-        if len(self.spec.segments) > 1 or self.spec.sub_tokens != 1:
+        self.require_ids(self.spec)
+        if len(self.spec.segments) > 1:
             raise IncompatibleError(
-                "NAR walks the anti-diagonals of one grid with one id a position, not "
-                f"{self.spec.describe()}. Use a tokenizer of that kind (tokenizer=llamagen_vq16), "
-                "or for scales a VAR, for several ids a generator with a factorised head."
+                f"NAR walks the anti-diagonals of one grid, not {self.spec.describe()}. Use a "
+                "tokenizer of that kind (tokenizer=llamagen_vq16), or for scales a VAR."
             )

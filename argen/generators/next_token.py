@@ -1,8 +1,10 @@
 """One code after another behind a condition prefix: what every next-token network shares.
 
-Names: R rows (samples, doubled under guidance), T prefix tokens, L codes, G sub-tokens, D model
-width, n codes of one pass. Codes are fed in the order they are drawn; step s is the s-th code
-drawn, at position order[s] of the tokenizer's sequence.
+Codes are fed in the order they are drawn; step s is the s-th code drawn, at position order[s] of
+the tokenizer's sequence.
+
+Shapes: R rows (samples, doubled under guidance), B samples, T prefix tokens, L codes, G sub-tokens,
+D model width, V vocabulary, n codes of one pass, k drafted codes.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from argen.errors import IncompatibleError
 from argen.generators.base import Generator, LossOutput
 from argen.generators.conditioning import Cond
+from argen.layers.adaln import ModulationCache
 from argen.layers.cache import KVCache, Window
 from argen.layers.masks import Predicate, causal, dense_mask, text_masked
 from argen.layers.noise import Noise
@@ -40,6 +43,7 @@ class NextTokenState:
         cache: keys and values of the prefix and of the codes fed so far.
         order: position of each step, (L,) or (R, L); None when steps are positions.
         hidden: what the head read in the last pass, of every token fed, (R, fed, D).
+        modulations: vectors of the condition in every block, where blocks are modulated.
     """
 
     cond: Cond
@@ -49,19 +53,21 @@ class NextTokenState:
     cache: KVCache
     order: Tensor | None = None
     hidden: Tensor | None = None
+    modulations: ModulationCache = field(default_factory=ModulationCache)
 
 
 class NextToken(Generator):
     """A causal transformer that predicts one code from the prefix and the codes before it.
 
-    Networks say how the prefix and the codes become vectors and run their blocks; teacher forcing,
-    the cached passes with look-ahead and the roll-back are here.
+    A subclass gives the network: `_prefix` and `_embed` make the input vectors, `_run` runs the
+    blocks, `_pattern` says who sees whom. Teacher forcing, cached passes with look-ahead and the
+    roll-back are here.
 
     Attributes:
         blocks: transformer blocks, all with the same heads.
         prefix_length: number of prefix tokens T.
         order: the fixed order codes are drawn in, long (L,), where it is not the tokenizer's.
-        rotary: arguments of its `rotary_rows`, which a drafter shares; empty where it has none.
+        rotary: arguments of its `rotary_table`, which a drafter shares; empty where it has none.
     """
 
     rotary: Mapping[str, Any] = {}
@@ -92,8 +98,25 @@ class NextToken(Generator):
         causal: bool = False,
         cache: KVCache | None = None,
         window: Window | None = None,
+        modulations: ModulationCache | None = None,
     ) -> Tensor:
-        """Run the blocks over tokens at `slots` (n,) or (R, n); returns what the head reads."""
+        """Run the blocks and the last norm.
+
+        Args:
+            x_RnD: the tokens.
+            slots: their places in [prefix, codes in the order they are drawn], (n,) or (R, n).
+            cond: the conditions of the rows.
+            mask: (1 or R, 1, n, keys), true where a query may look; None for all keys, or the
+                earlier ones where `causal`.
+            causal: attend causally where there is no mask.
+            cache: keys and values of earlier tokens.
+            window: where in the cache these tokens go.
+            modulations: those of earlier passes of this decoding, kept and read by networks whose
+                blocks are modulated.
+
+        Returns:
+            what the head reads, (R, n, D).
+        """
 
     def _pattern(self, cond: Cond) -> Predicate:
         """Return which slots see which."""
@@ -106,7 +129,7 @@ class NextToken(Generator):
         return LossOutput(loss, {"bits_per_code": loss.detach() / math.log(2)}, nll_BL)
 
     def score(self, codes: Tensor, cond: Cond, *, order: Tensor | None = None) -> Tensor:
-        """Return the parameters (B, L, ...) of every position given the codes drawn before it.
+        """Return the outputs (B, L, ...) of every position given the codes drawn before it.
 
         Args:
             codes: as `spec` says, in the tokenizer's order.
@@ -175,12 +198,12 @@ class NextToken(Generator):
     def predict(
         self, state: NextTokenState, draft: Tensor | None = None, *, parents: Tensor | None = None
     ) -> Tensor:
-        """Return the parameters of the next step (R, 1, ...), or of the next k + 1 under a draft.
+        """Return the outputs of the next step (R, 1, ...), or of the next k + 1 under a draft.
 
         Args:
             state: from `start`.
-            draft: codes (R, k, ...) guessed for the next k steps; with `parents`, the nodes of a
-                tree of guesses. What follows node i then stands at i, what follows the last
+            draft: codes (R, k, ...) proposed for the next k steps; with `parents`, the nodes of a
+                tree of proposals. What follows node i then stands at i, what follows the last
                 committed code at 0.
             parents: number of each node's parent, (k,) or (R, k), 0 for the last committed code
                 and 1 to k for the nodes, parents before children.
@@ -211,7 +234,13 @@ class NextToken(Generator):
             slots = torch.cat((slots.expand(*fed.shape[:-1], -1), T + fed), dim=-1)
             mask = hide_branches(mask, parents, stored)
         state.hidden = self._run(
-            torch.cat(parts, dim=1), slots, state.cond, mask=mask, cache=state.cache, window=window
+            torch.cat(parts, dim=1),
+            slots,
+            state.cond,
+            mask=mask,
+            cache=state.cache,
+            window=window,
+            modulations=state.modulations,
         )
         return self.head(state.hidden[:, -(1 + k) :])
 
@@ -229,7 +258,7 @@ class NextToken(Generator):
             state: changed in place.
             codes: the codes.
             counts: how many each row keeps, long (R,).
-            path: after a tree of guesses, the numbers (R, m) of the nodes that the first codes
+            path: after a tree of proposals, the numbers (R, m) of the nodes that the first codes
                 were, whose cache entries are moved to where the codes now stand; 0 for none.
         """
         n, L = codes.shape[1], self.spec.length
@@ -253,7 +282,7 @@ class NextToken(Generator):
         state.longest = int(state.length.max())
 
     def _ordered(self, order: Tensor | None) -> Tensor | None:
-        """Return the order to draw in: the one given, if the plan allows it, or the plan's own."""
+        """Return the order of the codes: the one given, if the plan allows it, or the plan's."""
         if order is None:
             return self.order
         if not self.plan.permutable:
@@ -278,7 +307,7 @@ class NextToken(Generator):
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
-    """Return the type that matrix products come out in: autocast's when it is on."""
+    """Return the type that a matmul gives: autocast's when it is on."""
     kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 

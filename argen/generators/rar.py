@@ -2,9 +2,17 @@
 
 Codes are learned in random orders, annealed to raster order over the training. Every code carries
 the embedding of its own position and that of the position to be predicted next, so any order can
-be scored and drawn; in raster order RAR is an ordinary next-token model.
+be scored and sampled; in raster order RAR is an ordinary next-token model.
 
-Names: R rows, B samples, T prefix tokens, L codes, D model width, n codes.
+What the network is made of:
+- a class token and the condition tokens as a prefix, then the codes in any order
+- learned absolute tables: of a token's own position, and of the position to be predicted next
+- ViT blocks with adaptive norms: LayerNorm, attention with QK-norm, GELU MLP, biases; their
+  condition is the condition's vector plus a table of sequence steps
+- an adaptive norm and one softmax over the vocabulary
+
+Shapes: R rows, B samples, T prefix tokens, L codes, D model width, n codes of one pass, m steps
+whose modulations are computed at once.
 """
 
 from __future__ import annotations
@@ -16,21 +24,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from argen.errors import IncompatibleError, UserError
+from argen.errors import UserError
 from argen.generators.base import LossOutput
 from argen.generators.conditioning import Cond, Conditioner, condition_vector
 from argen.generators.heads.categorical import CategoricalHead
 from argen.generators.next_token import NextToken
 from argen.generators.plan import Plan
-from argen.layers.adaln import AdaLNBlock, AdaNorm, Modulation, Modulations, run_modulated
+from argen.layers.adaln import (
+    AdaLNBlock,
+    AdaNorm,
+    Modulation,
+    ModulationCache,
+    Modulations,
+    run_modulated,
+)
 from argen.layers.cache import KVCache, Window
+from argen.layers.init import init_normal
 from argen.layers.masks import Predicate, causal, text_masked
 from argen.layers.noise import Noise
 from argen.layers.steps import arrange, positions_of, restore
 from argen.spec import CodeSpec
 
 ROWS_AHEAD = 32  # rows whose modulations are computed at once: 16 codes of a guided image
-COIN, SHUFFLE = 0, 1  # the `use` of the draws that make the training orders
+COIN, SHUFFLE = 0, 1  # the `use` of the random numbers that make the training orders
 
 
 class RAR(NextToken):
@@ -47,8 +63,8 @@ class RAR(NextToken):
         dropout: dropout after attention and inside the feed-forward layer.
         attention_dropout: dropout of attention weights.
         anneal_start: share of the training up to which every sample has a random order.
-        anneal_end: share from which all are in raster order; the chance of a random order falls
-            linearly in between.
+        anneal_end: share from which all are in raster order; the probability of a random order
+            falls linearly in between.
         spare_positions: unused rows at the end of the two position tables; published ones have
             1022 beyond those of prefix and codes.
         spare_steps: unused rows at the end of the table of sequence positions (98).
@@ -76,20 +92,14 @@ class RAR(NextToken):
     ) -> None:
         super().__init__()
         self.spec = CodeSpec.of(spec)
-        self.require(self.spec, {"discrete": "ids"})
-        if self.spec.sub_tokens != 1:
-            raise IncompatibleError(
-                f"RAR predicts one id a position, but {self.spec.describe()} has "
-                f"{self.spec.sub_tokens}. Use a generator with a factorised head, or a tokenizer "
-                "with one id a position."
-            )
+        self.require_ids(self.spec)
         if not 0 <= anneal_start <= anneal_end <= 1:
             raise UserError(
                 f"anneal_start={anneal_start} and anneal_end={anneal_end} are shares of the "
                 "training: 0 <= anneal_start <= anneal_end <= 1."
             )
         self.plan = Plan.raster(self.spec, permutable=True, trees=True)
-        # A class token stands before the condition.
+        # 1. Prefix: a class token stands before the condition.
         self.conditioner, self.prefix_length = conditioner, 1 + conditioner.length
         rows = self.prefix_length + self.spec.length
         vocab = max(s.vocab_sizes[0] for s in self.spec.segments)
@@ -97,10 +107,12 @@ class RAR(NextToken):
         self.random_ratio: Tensor  # A tensor, so that a compiled training step is not rebuilt.
         self.register_buffer("random_ratio", torch.ones(()), persistent=False)
         self.cls_token = nn.Parameter(torch.zeros(dim))
+        # 2. Input embedding, and the three tables of positions.
         self.embed = nn.Embedding(vocab, dim)
         self.positions = nn.Parameter(torch.empty(rows + spare_positions, dim))
         self.targets = nn.Parameter(torch.empty(rows + spare_positions, dim))
         self.steps = nn.Parameter(torch.empty(rows + spare_steps, dim))
+        # 3. Blocks and the last norm.
         self.blocks = nn.ModuleList(
             AdaLNBlock(
                 dim,
@@ -120,23 +132,20 @@ class RAR(NextToken):
             for _ in range(layers)
         )
         self.norm = AdaNorm(dim, norm="layer_plain", eps=1e-6)
+        # 4. Output head.
         self.head = CategoricalHead(dim, vocab, bias=True)
         self._init_weights(init_std)
 
     def _init_weights(self, std: float) -> None:
         for table in (self.positions, self.targets, self.steps):
             nn.init.trunc_normal_(table, std=std)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.trunc_normal_(module.weight, std=std)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+        init_normal(self, std, truncated=True)
         for module in self.modules():
             if isinstance(module, Modulation):
                 nn.init.zeros_(module.proj.weight)
 
     def set_progress(self, progress: float) -> None:
-        """Set the chance of a random order from the share of the training that is done."""
+        """Set the probability of a random order from the share of the training that is done."""
         if progress < self.anneal_start:
             ratio = 1.0
         elif progress >= self.anneal_end:
@@ -146,8 +155,8 @@ class RAR(NextToken):
             ratio = (self.anneal_end - progress) / span
         self.random_ratio.fill_(ratio)
 
-    def draw_orders(self, batch: int, *, noise: Noise | None = None) -> Tensor:
-        """Return training orders (B, L): random with a chance of `random_ratio`, else raster."""
+    def sample_orders(self, batch: int, *, noise: Noise | None = None) -> Tensor:
+        """Return training orders (B, L): random with probability `random_ratio`, else raster."""
         L, device = self.spec.length, self.embed.weight.device
         raster = torch.arange(L, device=device)
         if noise is None:
@@ -170,12 +179,12 @@ class RAR(NextToken):
         Args:
             codes: in the tokenizer's order.
             cond: B conditions.
-            noise: draws of the training orders.
-            order: positions in the order they are predicted, (L,) or (B, L). When None, drawn in
-                training and raster in evaluation.
+            noise: random numbers of the training orders.
+            order: positions in the order they are predicted, (L,) or (B, L). When None, random
+                in training and raster in evaluation.
         """
         if order is None and self.training:
-            order = self.draw_orders(len(codes), noise=noise)
+            order = self.sample_orders(len(codes), noise=noise)
         drawn = arrange(codes, order)
         nll = self.head.loss(self.head(self.hidden(drawn, cond, order=order)), drawn)
         loss = nll.mean()
@@ -215,6 +224,7 @@ class RAR(NextToken):
         causal: bool = False,
         cache: KVCache | None = None,
         window: Window | None = None,
+        modulations: ModulationCache | None = None,
     ) -> Tensor:
         attention: dict[str, Any] = {
             "mask": mask,
@@ -222,10 +232,10 @@ class RAR(NextToken):
             "cache": cache,
             "window": window,
         }
-        if cache is not None and window is not None:
-            kept = self._kept(slots, cond, cache, window)
-            if kept is not None:
-                return run_modulated(x_RnD, self.blocks, self.norm, kept, **attention)
+        if modulations is not None and window is not None:
+            made = self._modulations_at(slots, cond, window, modulations)
+            if made is not None:
+                return run_modulated(x_RnD, self.blocks, self.norm, made, **attention)
         vector_RnD = self._vector(slots, cond)
         for layer, block in enumerate(self.blocks):
             x_RnD = block(x_RnD, cond=vector_RnD, layer=layer, **attention)
@@ -236,19 +246,19 @@ class RAR(NextToken):
         rows = slots.clamp(max=self.prefix_length + self.spec.length - 1)
         return condition_vector(cond)[:, None] + F.embedding(rows, self.steps)
 
-    def _kept(
-        self, slots: Tensor, cond: Cond, cache: KVCache, window: Window
+    def _modulations_at(
+        self, slots: Tensor, cond: Cond, window: Window, cache: ModulationCache
     ) -> Modulations | None:
         """Return the modulations of one slot, computed with those of some to come; else None."""
         start = window.start
         if window.n != 1 or window.at is not None or not isinstance(start, int):
             return None
-        found = None if cache.modulations is None else cache.modulations.at(start)
+        found = None if cache.kept is None else cache.kept.at(start)
         if found is None:
             following = start + torch.arange(ROWS_AHEAD // len(cond), device=slots.device)
             if len(following) < 2:
                 return None
             vector_RmD = self._vector(following, cond)
-            cache.modulations = Modulations.of(self.blocks, self.norm, vector_RmD, first=start)
-            found = cache.modulations.at(start)
+            cache.kept = Modulations.of(self.blocks, self.norm, vector_RmD, first=start)
+            found = cache.kept.at(start)
         return found

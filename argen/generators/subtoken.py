@@ -1,7 +1,12 @@
 """Next-code prediction over codes of several ids: Open-MAGVIT2, WeTok, and ELM's split vocabulary.
 
-An inter stack runs over positions; the ids of one position are predicted by an intra stack, one
-after another, or all at once.
+What the network is made of:
+- a GPT (`gpt.py`) over positions, the inter stack; a code enters as the combination of its
+  sub-tokens' embeddings
+- an intra stack over the sub-tokens of one position, which predicts them one after another, or no
+  such stack and a head that predicts all of them at once
+
+Shapes: B samples, L codes, G sub-tokens, D model width.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from torch import Tensor
 from argen.errors import UserError
 from argen.generators.base import LossOutput
 from argen.generators.conditioning import Cond, Conditioner
-from argen.generators.gpt import GPT, rotary_rows
+from argen.generators.gpt import GPT
 from argen.generators.heads.split import VocabularySplit
 from argen.generators.heads.subtoken import (
     FactorisedHead,
@@ -23,8 +28,11 @@ from argen.generators.heads.subtoken import (
     SubTokenEmbedding,
     SubTokenHead,
 )
+from argen.generators.rotary import RotaryTable, rotary_table
+from argen.layers.feed_forward import FeedForwardFactory, swiglu_hidden
 from argen.layers.noise import Noise
-from argen.layers.transformer import Block, swiglu_hidden
+from argen.layers.norms import NormFactory
+from argen.layers.transformer import Block
 from argen.spec import CodeSpec
 
 
@@ -62,11 +70,13 @@ class SubTokenGPT(GPT):
         ffn_hidden: int | None = None,
         ffn_multiplier: float | None = None,
         multiple_of: int = 256,
+        norm: str | NormFactory = "rms",
         norm_eps: float = 1e-5,
-        rope: str = "2d",
+        ffn: str | FeedForwardFactory = "swiglu",
+        rope: str | RotaryTable = "2d",
         rope_base: float = 10000.0,
         condition_rope: str = "zero",
-        qk_norm: bool = False,
+        qk_norm: bool | str | NormFactory = False,
         residual_dropout: float = 0.1,
         ffn_dropout: float = 0.1,
         attention_dropout: float = 0.0,
@@ -74,25 +84,36 @@ class SubTokenGPT(GPT):
         **options: Any,
     ) -> None:
         spec = CodeSpec.of(spec)
-        _require_ids(self, spec)
+        self.require(spec, {"discrete": "ids", "binary": "bits"})
+        # 1. Input embedding.
         embed = SubTokenEmbedding(VocabularySplit(spec, split), dim, combine=combine)
         shared: dict[str, Any] = {
             "kv_heads": kv_heads,
             "ffn_hidden": ffn_hidden
             or swiglu_hidden(dim, multiple_of=multiple_of, multiplier=ffn_multiplier),
+            "norm": norm,
             "norm_eps": norm_eps,
+            "ffn": ffn,
             "qk_norm": qk_norm,
             "residual_dropout": residual_dropout,
             "ffn_dropout": ffn_dropout,
             "attention_dropout": attention_dropout,
         }
+        # 2. Intra stack.
         head: SubTokenHead = ParallelHead(embed, dim)
         if intra_layers > 0:
             rates = [drop_path * i / max(1, intra_layers - 1) for i in range(intra_layers)]
             slots = len(embed.tables)
             # The slots of a position turn like the condition and the first codes of the grid.
             finest = CodeSpec(spec.kind, spec.segments[-1:])
-            rows = rotary_rows(finest, dim // heads, rope, rope_base, 1, condition_rope)
+            rows = rotary_table(
+                finest,
+                dim // heads,
+                rope,
+                base=rope_base,
+                prefix=1,
+                prefix_kind=condition_rope,
+            )
             if len(rows) < slots:
                 raise UserError(
                     f"{slots} sub-tokens need {slots - 1} or more positions, but "
@@ -105,6 +126,7 @@ class SubTokenGPT(GPT):
                 rope=rows[:slots],
                 norm_eps=norm_eps,
             )
+        # 3. Inter stack.
         super().__init__(
             spec=spec,
             conditioner=conditioner,
@@ -132,7 +154,3 @@ class SubTokenGPT(GPT):
         metrics |= {f"nll_{g}": nll_BLG[..., g].detach().mean() for g in range(nll_BLG.shape[-1])}
         loss = nll_BLG.mean() if self.average else whole
         return LossOutput(loss, metrics, nll_BLG.sum(-1))
-
-
-def _require_ids(generator: GPT, spec: CodeSpec) -> None:
-    generator.require(spec, {"discrete": "ids", "binary": "bits"})

@@ -1,8 +1,18 @@
 """Next-scale prediction: VAR (arXiv 2404.02905).
 
-All codes of a scale are drawn in one pass, given all coarser scales. What the network reads at a
-scale is the image so far: the sum of all coarser scales, shrunk to this scale's grid, which only
-the tokenizer's quantiser can make. `bind` hands the generator a frozen copy of it.
+All codes of a scale are sampled in one pass, given all coarser scales. What the network reads at a
+scale is the image so far: f_hat, the sum of all coarser scales, downsampled to this scale's grid,
+which only the tokenizer's quantiser can make. `bind` hands the generator a frozen copy of it.
+
+What the network is made of:
+- the condition's vector as the tokens of the first scale, then f_hat at every scale, as vectors
+- learned absolute positions, and an embedding of the scale
+- blocks with adaptive norms: LayerNorm without weights, attention with queries and keys of unit
+  length, GELU MLP; biases but none on the keys; causal between scales, full within one
+- an adaptive norm and one softmax over the vocabulary
+
+Shapes: R rows, B samples, L codes of all scales, n codes of one scale, h x w the finest grid,
+C code width, D model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,30 +31,31 @@ from argen.generators.conditioning import Cond, Conditioner, condition_vector
 from argen.generators.heads.categorical import CategoricalHead
 from argen.generators.next_token import compute_dtype
 from argen.generators.plan import Plan
-from argen.layers.adaln import AdaLNBlock, AdaNorm, Modulation
+from argen.layers.adaln import AdaLNBlock, AdaNorm, Modulation, init_modulated
 from argen.layers.cache import KVCache, Window
+from argen.layers.init import init_normal
 from argen.layers.masks import block_causal, dense_mask
 from argen.layers.noise import Noise
 from argen.spec import CodeSpec, require_same_spec
 
 
 class Pyramid(Protocol):
-    """A multi-scale quantiser without its search; maps are (B, C, h, w), rows (B, n, C)."""
+    """A multi-scale quantiser as a generator uses it: all but the search for codes."""
 
-    def blank(self, batch: int) -> Tensor:
-        """Return the empty map."""
+    def init_f_hat(self, batch: int) -> Tensor:
+        """Return f_hat (B, C, h, w) before the first scale."""
 
-    def rows(self, ids: Tensor) -> Tensor:
-        """Return the vectors of ids."""
+    def embed(self, ids: Tensor) -> Tensor:
+        """Return the vectors (..., C) of ids (...)."""
 
-    def spread(self, rows_BnC: Tensor, k: int) -> Tensor:
-        """Return what the vectors of scale `k` add to the map."""
+    def add_scale(self, f_hat_BChw: Tensor, vectors_BnC: Tensor, k: int) -> Tensor:
+        """Return f_hat with the vectors of scale `k` added."""
 
-    def at_scale(self, map_BChw: Tensor, k: int) -> Tensor:
-        """Return the map shrunk to scale `k`, as vectors."""
+    def downsample_to(self, map_BChw: Tensor, k: int) -> Tensor:
+        """Return f_hat on the grid of scale `k`, as vectors (B, n, C)."""
 
-    def inputs(self, ids_BL: Tensor) -> Tensor:
-        """Return the map so far at every scale but the first, (B, L - n_0, C)."""
+    def next_scale_inputs(self, ids_BL: Tensor) -> Tensor:
+        """Return f_hat at every scale but the first, (B, L - n_0, C)."""
 
 
 @dataclass
@@ -53,13 +64,13 @@ class VARState:
 
     Attributes:
         cond_R1D: the condition vectors.
-        map_RChw: the sum of the scales committed so far.
+        f_hat_RChw: the sum of the scales committed so far.
         scale: number of committed scales.
         cache: keys and values of their inputs.
     """
 
     cond_R1D: Tensor
-    map_RChw: Tensor
+    f_hat_RChw: Tensor
     scale: int
     cache: KVCache
 
@@ -120,10 +131,13 @@ class VAR(Generator):
         self.conditioner = conditioner
         self.heads, self.head_dim = heads, dim // heads
         first = self.spec.segments[0]
+        # 1. Positions and scales.
         self.pos_start = nn.Parameter(torch.empty(1, first.length, dim))
         self.pos = nn.Parameter(torch.empty(1, self.spec.length, dim))
         self.level_embed = nn.Parameter(torch.empty(len(self.spec.segments), dim))
+        # 2. Input embedding.
         self.embed = nn.Linear(first.dim, dim)
+        # 3. Blocks and the last norm.
         self.shared_modulation = Modulation(dim, dim, 6) if shared_adaln else None
         self.blocks = nn.ModuleList(
             AdaLNBlock(
@@ -145,8 +159,10 @@ class VAR(Generator):
             for i in range(layers)
         )
         self.norm = AdaNorm(dim, norm="layer_plain", eps=norm_eps)
+        # 4. Output head.
         self.head: CategoricalHead = CategoricalHead(dim, first.vocab_sizes[0], bias=True)
         self.label_smoothing = label_smoothing
+        # 5. The scale of each code, and the tokenizer's quantiser.
         self.level_of: Tensor
         self.register_buffer("level_of", self.plan.group_of(), persistent=False)
         self.pyramid: nn.Module | None = None
@@ -156,7 +172,7 @@ class VAR(Generator):
     def bind(self, tokenizer: nn.Module) -> None:
         """Take a frozen copy of the tokenizer's quantiser; it is no part of the weights."""
         quantizer = getattr(tokenizer, "quantizer", None)
-        if not hasattr(quantizer, "frozen") or not hasattr(quantizer, "inputs"):
+        if not hasattr(quantizer, "frozen") or not hasattr(quantizer, "next_scale_inputs"):
             raise IncompatibleError(
                 f"VAR reads the sum of all coarser scales, which {type(tokenizer).__name__} "
                 "cannot make: use a multi-scale tokenizer such as tokenizer=var_vqvae."
@@ -168,10 +184,10 @@ class VAR(Generator):
     def codebook(self) -> Tensor:
         """Return the vectors of all codes, (V, C)."""
         vocab = self.spec.segments[0].vocab_sizes[0]
-        return self._quantizer().rows(torch.arange(vocab, device=self.pos.device))
+        return self._quantizer().embed(torch.arange(vocab, device=self.pos.device))
 
     def loss(self, codes: Tensor, cond: Cond, *, noise: Noise | None = None) -> LossOutput:
-        """Return the mean cross entropy in nats of codes (B, L), smoothed if asked for.
+        """Return the mean cross entropy in nats of codes (B, L), with its label smoothing.
 
         Metrics, not smoothed: bits per code, over all scales and at the finest.
         """
@@ -183,21 +199,21 @@ class VAR(Generator):
             "bits_per_code_finest": finest.detach() / math.log(2),
         }
         if self.label_smoothing:
-            spread = (logits_BLV.logsumexp(-1) - logits_BLV.mean(-1)).mean()
-            loss = (1 - self.label_smoothing) * loss + self.label_smoothing * spread
+            uniform = (logits_BLV.logsumexp(-1) - logits_BLV.mean(-1)).mean()
+            loss = (1 - self.label_smoothing) * loss + self.label_smoothing * uniform
         return LossOutput(loss, metrics, nll_BL)
 
     def score(self, codes: Tensor, cond: Cond) -> Tensor:
         """Return logits (B, L, V) of every position given all coarser scales."""
         c_B1D = self._vector(cond)
-        read_BlC = self._quantizer().inputs(codes)  # l = L - n_0
+        read_BlC = self._quantizer().next_scale_inputs(codes)  # l = L - n_0
         x_BLD = torch.cat((c_B1D + self.pos_start, self._embed(read_BlC)), dim=1)
         slots = torch.arange(self.spec.length, device=codes.device)
         mask = dense_mask(block_causal(self.level_of), slots, slots)
         return self._run(x_BLD + self._places(slots), c_B1D, mask=mask)
 
     def start(self, cond: Cond, *, longest_draft: int = 0) -> VARState:
-        """Allocate map and cache for R = len(cond) rows."""
+        """Allocate f_hat and cache for R = len(cond) rows."""
         rows, weight = len(cond), self.embed.weight
         cache = KVCache(
             layers=len(self.blocks),
@@ -208,17 +224,16 @@ class VAR(Generator):
             dtype=compute_dtype(weight),
             device=weight.device,
         )
-        return VARState(self._vector(cond), self._quantizer().blank(rows), 0, cache)
+        return VARState(self._vector(cond), self._quantizer().init_f_hat(rows), 0, cache)
 
     def predict(self, state: VARState, draft: Tensor | None = None) -> Tensor:
         """Return logits of the next scale, (R, n, V)."""
-        if draft is not None:
-            raise IncompatibleError("VAR draws whole scales and cannot score a draft of codes.")
+        self.refuse_drafts(draft is not None, use="decoder=sequential")
         group = self.plan.groups[state.scale]
         if state.scale == 0:
             x_RnD = state.cond_R1D + self.pos_start
         else:
-            x_RnD = self._embed(self._quantizer().at_scale(state.map_RChw, state.scale))
+            x_RnD = self._embed(self._quantizer().downsample_to(state.f_hat_RChw, state.scale))
         slots = torch.arange(group[0], group[-1] + 1, device=x_RnD.device)
         window = Window(start=group[0], n=len(group), reach=group[-1] + 1)
         return self._run(
@@ -227,8 +242,8 @@ class VAR(Generator):
 
     def commit(self, state: VARState, codes: Tensor, counts: Tensor | None = None) -> None:
         """Fix the next scale: ids (R, n), or vectors (R, n, C) that lie between codes."""
-        rows = codes if codes.is_floating_point() else self._quantizer().rows(codes)
-        state.map_RChw = state.map_RChw + self._quantizer().spread(rows, state.scale)
+        vectors = codes if codes.is_floating_point() else self._quantizer().embed(codes)
+        state.f_hat_RChw = self._quantizer().add_scale(state.f_hat_RChw, vectors, state.scale)
         state.scale += 1
 
     def _run(self, x: Tensor, cond_B1D: Tensor, **attention: Any) -> Tensor:
@@ -278,23 +293,12 @@ class VAR(Generator):
 
     @torch.no_grad()
     def _init_weights(self, std: float, head: float, modulation: float, gate: float) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.trunc_normal_(module.weight, std=std)
-                if isinstance(module, nn.Linear) and module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_normal(self, std, truncated=True)
         for table in (self.pos_start, self.pos, self.level_embed):
             nn.init.trunc_normal_(table, std=std)
         self.head.proj.weight.mul_(head)
-        self.norm.modulation.proj.weight.mul_(modulation)
-        # Shift, scale and gate of the attention, then of the feed-forward layer.
-        factors = torch.tensor((modulation, modulation, gate) * 2)[:, None]
+        init_modulated(self.blocks, self.norm, modulation=modulation, gate=gate)
         for block in self.blocks:
             assert isinstance(block, AdaLNBlock)
             block.attention.out.weight.div_((2 * len(self.blocks)) ** 0.5)
             cast(nn.Linear, block.ffn.fc2).weight.div_((2 * len(self.blocks)) ** 0.5)
-            if block.offsets is not None:
-                block.offsets.mul_(factors)
-            if block.modulation is not None:
-                weight = block.modulation.proj.weight
-                weight.view(6, -1).mul_(factors)

@@ -63,8 +63,15 @@ def generator_config(config: Mapping[str, Any]) -> dict[str, Any]:
     grid = grid_of(config.get("block_size", 256))
     width = config.get("embed_dim") or bits * parts
     spec = CodeSpec("binary", (Segment(grid, bits=bits * parts, dim=width),))
+    network: dict[str, Any] = {"_target_": "argen.generators.subtoken.SubTokenGPT"}
+    if config.get("use_adaLN", False):
+        network = {
+            "_target_": "argen.generators.adaln_gpt.AdaLNSubTokenGPT",
+            "init_modulation": 0.0,
+            "init_gate": 0.0,
+        }
     return {
-        "_target_": "argen.generators.subtoken.SubTokenGPT",
+        **network,
         "spec": spec.to_dict(),
         "conditioner": {
             "_target_": "argen.generators.conditioning.ClassConditioner",
@@ -86,9 +93,6 @@ def generator_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "rope": "2d",
         "rope_base": config.get("rope_base", 10000),
         "condition_rope": "zero",
-        "adaln": "block" if config.get("use_adaLN", False) else "none",
-        "adaln_init": 0.0,
-        "adaln_gate_init": 0.0,
         "token_dropout": config.get("token_dropout_p", 0.1),
         "residual_dropout": config.get("resid_dropout_p", 0.1),
         "ffn_dropout": config.get("ffn_dropout_p", 0.1),

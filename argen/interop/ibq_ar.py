@@ -73,7 +73,7 @@ def generator_config(config: Mapping[str, Any]) -> dict[str, Any]:
     )
     dim, codebook = network.get("n_embd", 256), network.get("n_codebook_embd", 256)
     return {
-        "_target_": "argen.generators.gpt.GPT",
+        "_target_": "argen.generators.adaln_gpt.AdaLNGPT",
         "spec": spec.to_dict(),
         "conditioner": {
             "_target_": "argen.generators.conditioning.ClassConditioner",
@@ -84,8 +84,8 @@ def generator_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "dim": dim,
         "layers": network.get("n_layer", 12),
         **stack_options(network),
-        "adaln": "shared" if network.get("shared_aln", False) else "block",
-        "adaln_gate_init": network.get("alng", 1e-3),
+        "shared_adaln": network.get("shared_aln", False),
+        "init_gate": network.get("alng", 1e-3),
         "codebook_dim": codebook if network.get("use_pretrained_codebook", False) else 0,
     }
 

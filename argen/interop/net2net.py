@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from argen.errors import CheckpointError, UserError
-from argen.generators.orders import ORDERS, grid_order
+from argen.generators.net2net.orders import ORDERS, grid_order
 from argen.interop.base import Imported, Rule, StateDict, merge, rename, unwrap
 from argen.spec import CodeSpec, Segment
 
@@ -79,13 +79,13 @@ class Condition:
             }
         if self.kind == "start":
             return {
-                "_target_": "argen.generators.token_conditioning.Unconditional",
+                "_target_": "argen.generators.net2net.token_conditioning.Unconditional",
                 "dim": dim,
             }
         if self.kind != "tokens":
             raise UserError(f"Unknown condition {self.kind!r}; use class, start or tokens.")
         return {
-            "_target_": "argen.generators.token_conditioning.TokenConditioner",
+            "_target_": "argen.generators.net2net.token_conditioning.TokenConditioner",
             "vocab_size": self.ids,
             "dim": dim,
             "length": self.length,

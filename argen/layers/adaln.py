@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from argen.layers.norms import make_norm
+from argen.layers.norms import NormFactory, make_norm
 from argen.layers.transformer import Block
 
 
@@ -82,7 +82,7 @@ class AdaLNBlock(Block):
         *,
         cond: Tensor | None = None,
         vectors: Tensor | None = None,
-        spread: Tensor | None = None,
+        cond_index: Tensor | None = None,
         **attention: Any,
     ) -> Tensor:
         """Run the block.
@@ -91,15 +91,15 @@ class AdaLNBlock(Block):
             x_BLD: the tokens.
             cond: (B, 1 or L, cond_dim), or with `shared` the common vectors (B, 1 or L, 6, D).
             vectors: the block's own, in place of a condition.
-            spread: where many tokens share one of E conditions (B, E, ...): which one each token
-                has, long (L,).
+            cond_index: where many tokens share one of E conditions (B, E, ...): the condition of
+                each token, long (L,).
             attention: as for `SelfAttention.forward`.
         """
         if vectors is None:
             assert cond is not None
             vectors = self.vectors(cond)
-        if spread is not None:
-            vectors = vectors[:, spread]
+        if cond_index is not None:
+            vectors = vectors[:, cond_index]
         shift1, scale1, gate1, shift2, scale2, gate2 = vectors.unbind(-2)  # B L D each
         attended = self.attention(modulate(self.attention_norm(x_BLD), shift1, scale1), **attention)
         x_BLD = x_BLD + self.drop_path(gate1 * attended)
@@ -118,7 +118,12 @@ class AdaNorm(nn.Module):
     """
 
     def __init__(
-        self, dim: int, *, cond_dim: int | None = None, norm: str = "rms", eps: float = 1e-5
+        self,
+        dim: int,
+        *,
+        cond_dim: int | None = None,
+        norm: str | NormFactory = "rms",
+        eps: float = 1e-5,
     ) -> None:
         super().__init__()
         self.norm = make_norm(norm, dim, eps)
@@ -135,15 +140,39 @@ class AdaNorm(nn.Module):
         return modulate(self.norm(x_BLD), shift, scale)
 
 
+@torch.no_grad()
+def init_modulated(
+    blocks: Iterable[nn.Module], norm: nn.Module, *, modulation: float, gate: float
+) -> None:
+    """Scale the initial weights that shift, scale and gate blocks, and those of the last norm.
+
+    Args:
+        blocks: `AdaLNBlock`s.
+        norm: the norm before the head.
+        modulation: factor on those of shifts and scales.
+        gate: factor on those of gates.
+    """
+    # Shift, scale and gate of the attention, then of the feed-forward layer.
+    factor_61 = torch.tensor((modulation, modulation, gate) * 2)[:, None]
+    for block in blocks:
+        assert isinstance(block, AdaLNBlock)
+        if block.offsets is not None:
+            block.offsets.mul_(factor_61)
+        if block.modulation is not None:
+            block.modulation.proj.weight.view(6, -1).mul_(factor_61)
+    if isinstance(norm, AdaNorm):
+        norm.modulation.proj.weight.mul_(modulation)
+
+
 @dataclass
 class Modulations:
-    """What a condition does in every block, kept while drawing.
+    """The modulation vectors of every block, computed before the blocks run.
 
-    It depends on the condition, and may depend on the slot, but on no code. The weights that make
-    it are a third of such a network; computed for several passes at once, they are read once.
+    They depend on the condition, and may depend on the slot, but on no code. The weights that make
+    them are a third of such a network; computed for several passes at once, they are read once.
 
     Attributes:
-        first: first slot that it is for; it holds for all slots where it has one place.
+        first: first slot that they are for; where there is one place, they hold for all slots.
         blocks: vectors (R, 1 or m, 6, D) of each block.
         last: those of the last norm (R, 1 or m, 2, D), if it has any.
     """
@@ -177,6 +206,17 @@ class Modulations:
         here = slice(place, place + 1)
         last = None if self.last is None else self.last[:, here]
         return Modulations(slot, [vectors[:, here] for vectors in self.blocks], last)
+
+
+@dataclass
+class ModulationCache:
+    """Modulations kept from pass to pass; part of a decoding state, as the key/value cache is.
+
+    Attributes:
+        kept: those of the last slots they were computed for.
+    """
+
+    kept: Modulations | None = None
 
 
 def run_modulated(

@@ -9,7 +9,7 @@ from argen.errors import UserError
 
 
 class AdaptiveGroupNorm(nn.Module):
-    """Normalise a map; scale it by the spread and shift it by the mean of the codes.
+    """Normalise a map; scale it by the standard deviation and shift it by the mean of the codes.
 
     Open-MAGVIT2 (arXiv 2409.04410). The scale replaces the norm's own, it is not added to one.
 
@@ -37,7 +37,7 @@ class AdaptiveGroupNorm(nn.Module):
     def forward(self, x: Tensor, codes: Tensor) -> Tensor:
         """Map (B, C, H, W), given codes (B, code_channels, h, w), to the same shape."""
         flat = codes.flatten(2)  # B c hw
-        # One position has no spread: zero instead of the unbiased estimate's 0 / 0.
+        # One position has no deviation: zero instead of the unbiased estimate's 0 / 0.
         var = flat.var(-1) if flat.shape[-1] > 1 else torch.zeros_like(flat[..., 0])
         scale, shift = self.scale((var + self.eps).sqrt()), self.shift(flat.mean(-1))  # B C
         return scale[..., None, None] * self.norm(x) + shift[..., None, None]

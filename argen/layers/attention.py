@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from argen.errors import UserError
 from argen.layers.cache import KVCache, Window
-from argen.layers.cpu.product_attention import product_attention
-from argen.layers.norms import UnitNorm, make_norm
+from argen.layers.cpu.matmul_attention import matmul_attention
+from argen.layers.norms import NormFactory, UnitNorm, make_norm
 from argen.layers.rope import apply_rope
 
 
@@ -22,8 +22,8 @@ class SelfAttention(nn.Module):
         kv_heads: number of key/value heads; fewer than `heads` shares each among several queries
             (grouped-query attention, arXiv 2305.13245).
         bias: biases in the projections; `qv` leaves out that of the keys.
-        qk_norm: normalise queries and keys per head before the rotation, by RMSNorms (true or
-            `rms`), LayerNorms (`layer`) or to unit length with a learned temperature (`unit`).
+        qk_norm: normalise queries and keys per head before the rotation: true for RMSNorms,
+            `unit` for unit length with a learned temperature, or a norm as for `make_norm`.
         qk_norm_eps: epsilon of these norms.
         dropout: dropout rate of the output projection.
         attention_dropout: dropout rate of the attention weights.
@@ -37,7 +37,7 @@ class SelfAttention(nn.Module):
         *,
         kv_heads: int | None = None,
         bias: bool | str = False,
-        qk_norm: bool | str = False,
+        qk_norm: bool | str | NormFactory = False,
         qk_norm_eps: float = 1e-5,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
@@ -173,7 +173,7 @@ def attend(
             mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
         if dropout == 0 and not torch.compiler.is_compiling():
             k, v = shared_heads(q, k, v)
-            return product_attention(q, k, v, added_mask(mask, q))
+            return matmul_attention(q, k, v, added_mask(mask, q))
         return manual_attention(q, k, v, mask, dropout=dropout)
     return F.scaled_dot_product_attention(
         q,
@@ -189,7 +189,7 @@ def attend(
 def manual_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, dropout: float = 0.0
 ) -> Tensor:
-    """Attention written out in matrix products; also what the fused kernels are tested against.
+    """Attention written out in matmuls; also what the fused kernels are tested against.
 
     Arguments as in `attend`.
     """

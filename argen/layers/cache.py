@@ -8,13 +8,9 @@ it, because queries see only slots up to their own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from argen.layers.adaln import Modulations
 
 
 @dataclass(frozen=True)
@@ -54,12 +50,7 @@ class KVCache:
         head_dim: width of a head.
         dtype: type of the stored keys and values.
         device: where they live.
-
-    Attributes:
-        modulations: what conditions do in every block, kept from pass to pass, where they do.
     """
-
-    modulations: Modulations | None = None
 
     def __init__(
         self,
@@ -73,7 +64,7 @@ class KVCache:
         device: torch.device,
     ) -> None:
         shape = (rows, heads, slots, head_dim)
-        # Zeros, not empty memory: a masked slot still takes part in products, as 0 times a number.
+        # Zeros, not empty memory: a masked slot still enters the matmul, as 0 times a number.
         self.keys, self.values = (
             [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
             for _ in range(2)
@@ -112,14 +103,13 @@ class KVCache:
         """Reorder or duplicate rows: row i becomes the old row `rows[i]`."""
         self.keys = [keys[rows] for keys in self.keys]
         self.values = [values[rows] for values in self.values]
-        self.modulations = None
 
 
 class ReadOnlyView(KVCache):
-    """A cache as a pass sees it that leaves nothing behind: new tokens attend, none are stored.
+    """A read-only view of a cache: new tokens attend over it and are not stored.
 
     Args:
-        cache: what is looked at.
+        cache: whose keys and values are read.
     """
 
     def __init__(self, cache: KVCache) -> None:
@@ -128,9 +118,13 @@ class ReadOnlyView(KVCache):
     def write(
         self, layer: int, k_RHnd: Tensor, v_RHnd: Tensor, window: Window
     ) -> tuple[Tensor, Tensor]:
-        """Return the keys and values below the window's start, followed by the new ones."""
+        """Return the keys and values below the window's start, followed by the new ones.
+
+        Raises:
+            ValueError: if the rows start at different slots.
+        """
         if not isinstance(window.start, int):
-            raise ValueError("A glance needs one start for all rows.")
+            raise ValueError("A read-only view of a cache needs one start slot for all rows.")
         keys = self.keys[layer][:, :, : window.start].to(k_RHnd.dtype)
         values = self.values[layer][:, :, : window.start].to(v_RHnd.dtype)
         return torch.cat((keys, k_RHnd), dim=2), torch.cat((values, v_RHnd), dim=2)

@@ -32,6 +32,8 @@ class ResBlock(nn.Module):
             depend on it).
     """
 
+    checkpointable = True
+
     def __init__(
         self,
         in_channels: int,

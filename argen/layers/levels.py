@@ -65,7 +65,7 @@ class Level(nn.Module):
 def middle(
     channels: int, *, blocks: int, attention: bool, bias: bool, dropout: float, norm_groups: int
 ) -> nn.Sequential:
-    """Return the blocks at the lowest resolution, with one attention after the first if asked."""
+    """Return the blocks at the lowest resolution, with or without attention after the first."""
     parts: list[nn.Module] = [
         ResBlock(channels, channels, bias=bias, dropout=dropout, norm_groups=norm_groups)
         for _ in range(blocks)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from argen.errors import UserError
+from argen.errors import UserError, suggest
 
 
 class RMSNorm(nn.Module):
@@ -37,19 +39,42 @@ class RMSNorm(nn.Module):
         return x32.to(x.dtype) if self.weight is None else x32.to(x.dtype) * self.weight
 
 
-def make_norm(kind: str, dim: int, eps: float) -> nn.Module:
+def _layer_norm(dim: int, eps: float, *, affine: bool) -> nn.Module:
+    return nn.LayerNorm(dim, eps=eps, elementwise_affine=affine)
+
+
+# What makes a norm of the last axis, of size `dim`.
+NormFactory = Callable[[int], nn.Module]
+
+# Norms by name: (dim, eps) to a norm. The plain ones have no weight and bias.
+NORMS: dict[str, Callable[[int, float], nn.Module]] = {
+    "rms": RMSNorm,
+    "rms_plain": partial(RMSNorm, affine=False),
+    "layer": partial(_layer_norm, affine=True),
+    "layer_plain": partial(_layer_norm, affine=False),
+}
+
+
+def make_norm(norm: str | NormFactory, dim: int, eps: float) -> nn.Module:
     """Return a norm over the last axis.
 
     Args:
-        kind: `rms` or `layer`; `rms_plain` and `layer_plain` have no weight and bias.
+        norm: a name of `NORMS`, or what makes a norm from `dim`; in YAML, a `_target_` with
+            `_partial_: true`.
         dim: size D of the last axis.
-        eps: epsilon.
+        eps: epsilon of the named ones; others bring their own.
+
+    Raises:
+        UserError: for an unknown name.
     """
-    if kind in ("rms", "rms_plain"):
-        return RMSNorm(dim, eps, affine=kind == "rms")
-    if kind not in ("layer", "layer_plain"):
-        raise UserError(f"Unknown norm {kind!r}; use rms, rms_plain, layer or layer_plain.")
-    return nn.LayerNorm(dim, eps=eps, elementwise_affine=kind == "layer")
+    if not isinstance(norm, str):
+        return norm(dim)
+    if norm not in NORMS:
+        raise UserError(
+            f"Unknown norm {norm!r}; use {', '.join(NORMS)}, or a _target_ of your own with "
+            f"_partial_: true.{suggest(norm, NORMS)}"
+        )
+    return NORMS[norm](dim, eps)
 
 
 class UnitNorm(nn.Module):

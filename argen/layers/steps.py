@@ -1,19 +1,19 @@
-"""Codes in the order they are drawn: step s is the s-th code drawn, at position order[s].
+"""Codes in the order they are sampled: step s is the s-th code, at position order[s].
 
-Names: R rows, L codes, n codes of one pass.
+Shapes: R rows, L codes, n codes of one pass.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
 def take(codes: Tensor, steps: Tensor) -> Tensor:
-    """Return the codes (R, n, ...) of (R, L, ...) at steps (n,) or (R, n)."""
+    """Return codes or vectors (R, n, ...) of (R, L, ...) at steps (n,) or (R, n)."""
     if steps.ndim == 1:
         return codes[:, steps]
-    return codes[torch.arange(codes.shape[0], device=codes.device)[:, None], steps]
+    index = steps.view(*steps.shape, *(1,) * (codes.ndim - 2))
+    return codes.gather(1, index.expand(codes.shape[0], -1, *codes.shape[2:]))
 
 
 def positions_of(steps: Tensor, order: Tensor | None) -> Tensor:

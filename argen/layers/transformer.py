@@ -4,84 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from argen.errors import UserError
 from argen.layers.attention import SelfAttention
 from argen.layers.cache import KVCache, Window
-from argen.layers.norms import make_norm
-
-
-def swiglu_hidden(dim: int, *, multiple_of: int = 256, multiplier: float | None = None) -> int:
-    """Return the Llama hidden width: 8/3 dim, scaled, rounded up to a multiple."""
-    hidden = int(2 * 4 * dim / 3)
-    if multiplier is not None:
-        hidden = int(multiplier * hidden)
-    return -(-hidden // multiple_of) * multiple_of
-
-
-class SwiGLU(nn.Module):
-    """Gated feed-forward layer, out(silu(gate x) * up x) (arXiv 2002.05202)."""
-
-    def __init__(self, dim: int, hidden: int, *, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.gate = nn.Linear(dim, hidden, bias=False)
-        self.up = nn.Linear(dim, hidden, bias=False)
-        self.out = nn.Linear(hidden, dim, bias=False)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., D) to (..., D)."""
-        return self.dropout(self.out(F.silu(self.gate(x)) * self.up(x)))
-
-
-class GEGLU(nn.Module):
-    """Feed-forward layer gated by an exact GELU, with biases (arXiv 2002.05202)."""
-
-    def __init__(self, dim: int, hidden: int, *, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.gate = nn.Linear(dim, hidden)
-        self.up = nn.Linear(dim, hidden)
-        self.out = nn.Linear(hidden, dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., D) to (..., D)."""
-        return self.dropout(self.out(F.gelu(self.gate(x)) * self.up(x)))
-
-
-class MLP(nn.Module):
-    """Plain feed-forward layer with biases, fc2(gelu(fc1 x)), dropped out after each half.
-
-    Args:
-        dim: model width D.
-        hidden: hidden width.
-        dropout: dropout rate of the output.
-        inner_dropout: dropout rate of the hidden activations.
-        gelu: `none` for the exact GELU, `tanh` for its approximation.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        hidden: int,
-        *,
-        dropout: float = 0.0,
-        inner_dropout: float = 0.0,
-        gelu: str = "none",
-    ) -> None:
-        super().__init__()
-        self.gelu = gelu
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-        self.inner_dropout = nn.Dropout(inner_dropout)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., D) to (..., D)."""
-        return self.dropout(
-            self.fc2(self.inner_dropout(F.gelu(self.fc1(x), approximate=self.gelu)))
-        )
+from argen.layers.feed_forward import FeedForwardFactory, make_feed_forward
+from argen.layers.norms import NormFactory, make_norm
 
 
 class DropPath(nn.Module):
@@ -103,14 +30,16 @@ class DropPath(nn.Module):
 class Block(nn.Module):
     """x + attention(norm x), then x + feed-forward(norm x).
 
+    Its activations can be recomputed in the backward pass, see `layers.gradient_checkpointing`.
+
     Args:
         dim: model width D.
         heads: query heads.
         kv_heads: key/value heads.
         ffn_hidden: hidden width of the feed-forward layer.
         norm_eps: epsilon of the norms.
-        norm: see `make_norm`.
-        ffn: `swiglu`, without biases, or `gelu`, `gelu_tanh` or `geglu`, with them.
+        norm: of each half, see `make_norm`.
+        ffn: the feed-forward layer, see `make_feed_forward`.
         bias: biases in the attention's projections, see `SelfAttention`.
         qk_norm: normalise queries and keys, see `SelfAttention`.
         qk_norm_eps: epsilon of these norms.
@@ -122,6 +51,8 @@ class Block(nn.Module):
         drop_path: stochastic depth rate.
     """
 
+    checkpointable = True
+
     def __init__(
         self,
         dim: int,
@@ -129,11 +60,11 @@ class Block(nn.Module):
         *,
         kv_heads: int | None = None,
         ffn_hidden: int,
-        norm: str = "rms",
+        norm: str | NormFactory = "rms",
         norm_eps: float = 1e-5,
-        ffn: str = "swiglu",
+        ffn: str | FeedForwardFactory = "swiglu",
         bias: bool | str = False,
-        qk_norm: bool | str = False,
+        qk_norm: bool | str | NormFactory = False,
         qk_norm_eps: float = 1e-5,
         logit_scale: float = 1.0,
         attention_dropout: float = 0.0,
@@ -156,23 +87,10 @@ class Block(nn.Module):
             logit_scale=logit_scale,
         )
         self.ffn_norm = make_norm(norm, dim, norm_eps)
-        self.ffn: SwiGLU | GEGLU | MLP
-        if ffn == "swiglu":
-            self.ffn = SwiGLU(dim, ffn_hidden, dropout=ffn_dropout)
-        elif ffn == "geglu":
-            self.ffn = GEGLU(dim, ffn_hidden, dropout=ffn_dropout)
-        elif ffn in ("gelu", "gelu_tanh"):
-            self.ffn = MLP(
-                dim,
-                ffn_hidden,
-                dropout=ffn_dropout,
-                inner_dropout=ffn_inner_dropout,
-                gelu="tanh" if ffn == "gelu_tanh" else "none",
-            )
-        else:
-            raise UserError(
-                f"Unknown feed-forward layer {ffn!r}; use swiglu, geglu, gelu or gelu_tanh."
-            )
+        self.ffn_hidden = ffn_hidden
+        self.ffn = make_feed_forward(
+            ffn, dim, ffn_hidden, dropout=ffn_dropout, inner_dropout=ffn_inner_dropout
+        )
         self.drop_path = DropPath(drop_path)
 
     def forward(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,7 +49,7 @@ class CodesTask(Task):
 
 
 class GeneratorTask(CodesTask):
-    """Encodes nothing and samples nothing: calls `generator.loss` and logs.
+    """Encodes nothing and samples nothing: calls the generator, which gives its loss, and logs.
 
     Args:
         generator: what is trained.
@@ -62,16 +61,11 @@ class GeneratorTask(CodesTask):
     def __init__(self, generator: Generator, *, optim: Optim, steps: int, seed: int = 0) -> None:
         super().__init__(optim=optim, steps=steps, seed=seed)
         self.generator = generator
-        self._generator_loss: Callable[..., LossOutput] = generator.loss
 
     @property
     def network(self) -> Generator:
         """The generator."""
         return self.generator
-
-    def compile_network(self) -> None:
-        """Compile the generator's loss; its weights keep their names."""
-        self._generator_loss = torch.compile(self.generator.loss)
 
     @property
     def conditioner(self) -> Conditioner:
@@ -85,9 +79,9 @@ class GeneratorTask(CodesTask):
 
     def loss(self, batch: dict[str, Tensor], drop_B: Tensor | None) -> LossOutput:
         """Return the generator's loss of a batch, null conditions where `drop_B` is true."""
-        conditioner = self.generator.conditioner
-        cond = conditioner(conditioner.of_batch(batch), drop_B=drop_B)
-        return self._generator_loss(batch["codes"], cond)
+        inputs = self.generator.conditioner.of_batch(batch)
+        output: LossOutput = self.generator(batch["codes"], inputs, drop_B=drop_B)
+        return output
 
 
 class Unregistered:
@@ -104,7 +98,7 @@ class Unregistered:
 
 
 class DrafterTask(CodesTask):
-    """Calls `drafter.loss` on codes of images and logs.
+    """Calls the drafter, which gives its loss, on codes of images and logs.
 
     Args:
         drafter: what is trained.
@@ -130,16 +124,11 @@ class DrafterTask(CodesTask):
         super().__init__(optim=optim, steps=steps, seed=seed)
         self.drafter, self.frozen_target = drafter, Unregistered(target)
         self.noise_scale, self.logit_weight = noise_scale, logit_weight
-        self._drafter_loss: Callable[..., LossOutput] = drafter.loss
 
     @property
     def network(self) -> FeatureDrafter:
         """The drafter."""
         return self.drafter
-
-    def compile_network(self) -> None:
-        """Compile the drafter's loss, the target's pass included; weights keep their names."""
-        self._drafter_loss = torch.compile(self.drafter.loss)
 
     def on_fit_start(self) -> None:
         """Bring the target to the drafter's device."""
@@ -155,10 +144,11 @@ class DrafterTask(CodesTask):
         target = self.frozen_target.network
         with torch.no_grad():
             cond = target.conditioner(target.conditioner.of_batch(batch), drop_B=drop_B)
-        return self._drafter_loss(
+        output: LossOutput = self.drafter(
             target,
             batch["codes"],
             cond,
             noise_scale=self.noise_scale if self.training else 0.0,
             logit_weight=self.logit_weight,
         )
+        return output

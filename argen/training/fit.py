@@ -20,6 +20,7 @@ from argen.data.tar_stream import TarStream
 from argen.errors import Preempted, UserError
 from argen.generators.base import Generator
 from argen.generators.drafter.feature_drafter import FeatureDrafter
+from argen.layers.gradient_checkpointing import enable_gradient_checkpointing
 from argen.runtime.device import pick_device, pick_precision
 from argen.training.checkpoints import LAST, SafeCheckpointIO, newest_valid
 from argen.training.code_tasks import DrafterTask
@@ -27,7 +28,6 @@ from argen.training.ema import EMA
 from argen.training.finite import FiniteSteps
 from argen.training.loggers import make_logger
 from argen.training.progress import progress
-from argen.training.recompute import recompute_activations
 from argen.training.sharding import ShardedEMA, ShardedGeneratorTask, sharded_strategy
 from argen.training.signals import StopOnSignal
 from argen.training.stream import Stream
@@ -159,7 +159,7 @@ def fit(
     )
     task.log_every = int(options.get("log_every_n_steps", task.log_every))
     if settings.gradient_checkpointing:
-        recompute_activations(task.network)
+        enable_gradient_checkpointing(task.network)
     if settings.compile:
         task.compile_network()
     task.finite = FiniteSteps(settings.max_skipped)
@@ -168,8 +168,8 @@ def fit(
     trainer.fit(task, datamodule=stream, ckpt_path=str(last) if last else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    if stop.heard is not None:
-        raise Preempted(f"{stop.heard}: {title} stopped and saved; the same command goes on.")
+    if stop.received is not None:
+        raise Preempted(f"{stop.received}: {title} stopped and saved; the same command goes on.")
     if ema is not None:
         ema.copy_to(task)
     earlier = float(timer._offset) if last else 0.0
@@ -227,7 +227,7 @@ def _rates(
     network = task.network
     tokens = network.spec.length if isinstance(network, Generator | FeatureDrafter) else 0
     peak, flops = device_peak(device, str(trainer.precision)), 0.0
-    # Most products of a drafter's step are its target's, which are not counted.
+    # Most matmuls of a drafter's step are its target's, which are not counted.
     counted = not isinstance(stream.train, TarStream) and not isinstance(task, DrafterTask)
     if peak is not None and counted:
         flops = training_flops(network, stream.train[0], device)

@@ -1,4 +1,4 @@
-"""FSDP2: weights, gradients, optimiser states and averages cut into a shard a rank (2304.11277).
+"""FSDP2: weights, gradients, optimiser states and averages sharded over the ranks (2304.11277).
 
 Lightning's `ModelParallelStrategy` starts the ranks and reads and writes checkpoints, which stay
 one file with whole tensors; here is what is particular to generators.
@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from argen.generators.base import Generator, LossOutput
+from argen.layers.gradient_checkpointing import checkpointable_blocks
 from argen.training.code_tasks import GeneratorTask
 from argen.training.ema import warmed_up
-from argen.training.recompute import BLOCKS
 
 AVERAGED = "averaged_weights"
 
@@ -33,50 +32,29 @@ def sharded_strategy(devices: Any, nodes: int) -> ModelParallelStrategy:
     )
 
 
-class ConditionedLoss(nn.Module):
-    """Conditioner and loss as one forward pass: FSDP gathers weights when that begins."""
-
-    def __init__(self, generator: Generator) -> None:
-        super().__init__()
-        self.generator = generator
-
-    def forward(self, codes: Tensor, inputs: Any, drop_B: Tensor | None) -> LossOutput:
-        """Return the loss of codes under conditions on `inputs`."""
-        return self.generator.loss(codes, self.generator.conditioner(inputs, drop_B=drop_B))
-
-
 class ShardedGeneratorTask(GeneratorTask):
     """Trains a generator of which each rank holds a part."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._compiled = False
-        self._whole: list[ConditionedLoss] = []  # not registered: its weights are the generator's
+        self._compiled, self._sharded = False, False
 
     def compile_network(self) -> None:
         """Compile the blocks, between which weights are gathered."""
         self._compiled = True
 
     def configure_model(self) -> None:
-        """Cut the generator up: each block by itself, then all the rest."""
-        if self._whole:
+        """Shard the generator: each block by itself, then all the rest."""
+        if self._sharded:
             return
-        whole = ConditionedLoss(self.generator)
         mesh = self.device_mesh["data_parallel"]  # type: ignore[index]
-        for module in self.generator.modules():
-            if isinstance(module, BLOCKS):
-                if self._compiled:
-                    module.compile()
-                fully_shard(module, mesh=mesh)
-        # Cut again after each pass: averages are put in their place between passes.
-        fully_shard(whole, mesh=mesh, reshard_after_forward=True)
-        self._whole = [whole]
-
-    def loss(self, batch: dict[str, Tensor], drop_B: Tensor | None) -> LossOutput:
-        """Return the loss of this rank's batch."""
-        inputs = self.generator.conditioner.of_batch(batch)
-        output: LossOutput = self._whole[0](batch["codes"], inputs, drop_B)
-        return output
+        for block in list(checkpointable_blocks(self.generator)):
+            if self._compiled:
+                block.compile()
+            fully_shard(block, mesh=mesh)
+        # Sharded again after each pass: averages are put in their place between passes.
+        fully_shard(self.generator, mesh=mesh, reshard_after_forward=True)
+        self._sharded = True
 
 
 class ShardedEMA(Callback):
@@ -95,7 +73,7 @@ class ShardedEMA(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the averages of a checkpoint until the weights are cut up."""
+        """Keep the averages of a checkpoint until the weights are sharded."""
         found = checkpoint.get(AVERAGED)
         if found is not None:
             self._loaded, self.count = found["weights"], int(found["count"])

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 log = logging.getLogger(__name__)
 SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2")  # the last is what submitit asks Slurm for
-AGREE_EVERY = 10  # steps between the ranks' asking each other; each may hear a signal alone
+AGREE_EVERY = 10  # steps between the ranks' asking each other; a signal may reach one of them alone
 
 
 class StopOnSignal(Checkpoint):
@@ -26,12 +26,12 @@ class StopOnSignal(Checkpoint):
         path: where the checkpoint goes.
 
     Attributes:
-        heard: the signal's name, once training was stopped for it.
+        received: the signal's name, once training was stopped for it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.heard: str | None = None
+        self.received: str | None = None
         self._pending: str | None = None
         self._before: dict[int, Any] = {}
 
@@ -42,7 +42,7 @@ class StopOnSignal(Checkpoint):
         for name in SIGNALS:
             number = getattr(signal, name, None)
             if number is not None:
-                self._before[number] = signal.signal(number, self._hear)
+                self._before[number] = signal.signal(number, self._receive)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -53,11 +53,11 @@ class StopOnSignal(Checkpoint):
             if trainer.global_step % AGREE_EVERY:
                 return
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if not stop or self.heard is not None:
+        if not stop or self.received is not None:
             return
-        self.heard = self._pending or "a signal to another rank"
+        self.received = self._pending or "a signal to another rank"
         trainer.save_checkpoint(self.path)
-        log.warning("%s: saved step %d in %s", self.heard, trainer.global_step, self.path)
+        log.warning("%s: saved step %d in %s", self.received, trainer.global_step, self.path)
         trainer.should_stop = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -66,5 +66,5 @@ class StopOnSignal(Checkpoint):
             signal.signal(number, handler)
         self._before = {}
 
-    def _hear(self, number: int, frame: Any) -> None:
+    def _receive(self, number: int, frame: Any) -> None:
         self._pending = signal.Signals(number).name

@@ -17,14 +17,14 @@ from argen.runtime.flops import count_flops, peak_flops
 class Throughput(Callback):
     """Logs `images_per_second`, `tokens_per_second` and `mfu` with the other details.
 
-    The clock is frozen while a run validates. MFU counts the products of the plain forward and
+    The clock stops while a run validates. MFU counts the matmuls of the plain forward and
     backward pass of the trained network alone, not what checkpointing repeats, nor losses' own
     networks (arXiv 2204.02311, appendix B).
 
     Args:
         batch_size: samples of a step, over all ranks.
         tokens: codes a sample; 0 for stages that train on images.
-        flops: products of a training step a sample, see `training_flops`.
+        flops: those of the matmuls of a training step a sample, see `training_flops`.
         peak: FLOPs a second of all devices together; None where it is not known.
     """
 
@@ -67,7 +67,7 @@ class Throughput(Callback):
 
 
 def training_flops(network: nn.Module, sample: dict[str, Any], device: torch.device) -> float:
-    """Return the products' FLOPs of one sample's forward and backward pass.
+    """Return the FLOPs of the matmuls of one sample's forward and backward pass.
 
     They are counted on a copy, and nothing that the run draws from is touched.
 

@@ -109,9 +109,9 @@ class TokenizerTask(Task):
         self.values = {**terms, "loss": total.detach()}
         move(0, total)
         if self.objective.trains_discriminator(step):
-            judged, other = self.objective.discriminator_loss(images, output.images, step=step)
+            d_loss, other = self.objective.discriminator_loss(images, output.images, step=step)
             self.values |= other
-            move(1, judged)
+            move(1, d_loss)
         return output.metrics
 
     def _step(self, side: int, loss: Tensor, batch_idx: int) -> None:

@@ -10,7 +10,7 @@ from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.masked import Masked
 from argen.errors import IncompatibleError, UserError
-from argen.generators.halton import halton_order
+from argen.generators.maskgit.halton import halton_order
 from argen.generators.maskgit.mask_schedule import group_sizes
 from argen.layers.noise import SeededNoise
 from argen.runtime.presets import for_codes, preset

@@ -13,7 +13,7 @@ from argen.decoding.masked import Masked, cosine_counts
 from argen.errors import IncompatibleError, UserError
 from argen.generators.conditioning import TextConditioner, TextFeatures
 from argen.generators.mar import MAR
-from argen.generators.mar.mar import MARDraws, truncated_normal
+from argen.generators.mar.mar import MARNoise, truncated_normal
 from argen.layers.noise import SeededNoise
 from argen.runtime.presets import for_codes, preset
 from argen.spec import CodeSpec, Segment
@@ -81,12 +81,12 @@ def test_more_passes_than_codes_are_refused(model):
 
 def test_loss_is_the_mean_over_masked_codes_of_all(model):
     codes, cond = torch.randn(2, L, 3), model.conditioner(torch.tensor([0, 3]))
-    draws = model.draw(2, noise=SeededNoise([4, 5]))
+    draws = model.random_masking(2, noise=SeededNoise([4, 5]))
     loss = model.loss(codes, cond, draws=draws).loss
     # As published: every position goes through the head, then the known ones are thrown away.
     known = draws.order_BL[:, draws.masked :].sort(dim=1).values
     error, bound = model.head.terms(
-        model.hidden(codes, cond, known), codes, draws.t_mBL, draws.noise_mBLC
+        model.forward_mae(codes, cond, known), codes, draws.t_mBL, draws.noise_mBLC
     )
     mask = torch.ones(2, L).scatter(1, known, 0.0).expand_as(error)
     torch.testing.assert_close(loss, ((error + bound) * mask).sum() / mask.sum())
@@ -96,7 +96,7 @@ def test_loss_draws_are_replayed_from_noise(model):
     codes, cond = torch.randn(2, L, 3), model.conditioner(torch.tensor([0, 3]))
     losses = [model.loss(codes, cond, noise=SeededNoise([4, 5])).loss for _ in range(2)]
     assert losses[0] == losses[1]
-    draws = model.draw(2, noise=SeededNoise([4, 5]))
+    draws = model.random_masking(2, noise=SeededNoise([4, 5]))
     assert draws.order_BL.sort(dim=1).values.equal(torch.arange(L).expand(2, L))
     assert math.ceil(0.7 * L) <= draws.masked <= L
     assert 0 <= int(draws.t_mBL.min()) <= int(draws.t_mBL.max()) < 1000
@@ -105,7 +105,7 @@ def test_loss_draws_are_replayed_from_noise(model):
 
 def test_masks_cover_their_range():
     model = mar(mask_ratio_min=0.2)
-    counts = {model.draw(1, noise=SeededNoise([seed])).masked for seed in range(200)}
+    counts = {model.random_masking(1, noise=SeededNoise([seed])).masked for seed in range(200)}
     assert min(counts) < 0.5 * L
     assert max(counts) == L
 
@@ -114,7 +114,7 @@ def test_only_known_codes_are_seen(model):
     codes, cond = torch.randn(1, L, 3), model.conditioner(torch.tensor([1]))
     codes.requires_grad_()
     known = torch.tensor([[1, 4, 9]])
-    model.hidden(codes, cond, known).sum().backward()
+    model.forward_mae(codes, cond, known).sum().backward()
     seen = codes.grad.abs().sum(-1)[0].nonzero()[:, 0]
     assert seen.tolist() == [1, 4, 9]
 
@@ -122,9 +122,9 @@ def test_only_known_codes_are_seen(model):
 def test_all_or_nothing_known(model):
     codes, cond = torch.randn(1, L, 3), model.conditioner(torch.tensor([1]))
     everything = torch.arange(L)[None]
-    assert model.hidden(codes, cond, everything[:, :0]).isfinite().all()
-    assert model.hidden(codes, cond, everything).isfinite().all()
-    draws = MARDraws(everything, L, torch.zeros(4, 1, L, dtype=torch.long), torch.zeros(4, 1, L, 3))
+    assert model.forward_mae(codes, cond, everything[:, :0]).isfinite().all()
+    assert model.forward_mae(codes, cond, everything).isfinite().all()
+    draws = MARNoise(everything, L, torch.zeros(4, 1, L, dtype=torch.long), torch.zeros(4, 1, L, 3))
     loss = model.loss(codes, cond, draws=draws).loss
     loss.backward()  # the input layer takes part even where nothing is known
     assert model.network.input.weight.grad is not None
@@ -178,13 +178,13 @@ def test_captions_fill_the_buffer():
     cond = model.conditioner(TextFeatures(features, mask))
     known = torch.arange(4).expand(2, 4)
     codes = torch.randn(2, L, 3)
-    before = model.hidden(codes, cond, known)
+    before = model.forward_mae(codes, cond, known)
     changed = features.clone()
     changed[1, 2:] = 9.0  # padding
-    after = model.hidden(codes, model.conditioner(TextFeatures(changed, mask)), known)
+    after = model.forward_mae(codes, model.conditioner(TextFeatures(changed, mask)), known)
     torch.testing.assert_close(before, after)
     changed[1, 0] = 9.0
-    heard = model.hidden(codes, model.conditioner(TextFeatures(changed, mask)), known)
+    heard = model.forward_mae(codes, model.conditioner(TextFeatures(changed, mask)), known)
     assert not torch.allclose(before[1], heard[1])
     model.loss(codes, cond).loss.backward()
     with pytest.raises(UserError, match="buffer=5"):

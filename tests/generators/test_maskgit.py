@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from argen.build import build
 from argen.errors import CheckpointError, IncompatibleError, UserError
 from argen.generators.conditioning import TextConditioner, TextFeatures
-from argen.generators.halton import halton_grid, halton_order
+from argen.generators.maskgit.halton import halton_grid, halton_order
 from argen.generators.maskgit.mask_schedule import (
     SCHEDULES,
     group_sizes,

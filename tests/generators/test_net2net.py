@@ -6,19 +6,19 @@ import torch
 from argen.build import build
 from argen.decoding.filters import Filters
 from argen.errors import IncompatibleError, UserError
-from argen.generators.orders import ORDERS, grid_order
+from argen.generators.net2net.orders import ORDERS, grid_order
 from argen.layers.noise import SeededNoise
 from argen.runtime.presets import for_codes, preset
 from argen.spec import CodeSpec, Segment
 
 GRID = CodeSpec("discrete", (Segment((4, 4), vocab_sizes=(32,)),))
 IDS = {
-    "_target_": "argen.generators.token_conditioning.TokenConditioner",
+    "_target_": "argen.generators.net2net.token_conditioning.TokenConditioner",
     "vocab_size": 12,
     "dim": 64,
     "length": 3,
 }
-START = {"_target_": "argen.generators.token_conditioning.Unconditional", "dim": 64}
+START = {"_target_": "argen.generators.net2net.token_conditioning.Unconditional", "dim": 64}
 
 
 def make(spec=GRID, **options):

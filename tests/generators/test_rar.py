@@ -78,7 +78,7 @@ def test_orders_are_annealed_to_raster():
 
     def shares(progress):
         model.set_progress(progress)
-        orders = model.draw_orders(2000, noise=SeededNoise(range(2000)))
+        orders = model.sample_orders(2000, noise=SeededNoise(range(2000)))
         assert torch.equal(orders.sort(-1).values, raster.expand_as(orders))
         return orders, (orders != raster).any(-1).float().mean().item()
 
@@ -101,7 +101,7 @@ def test_training_loss_replays_its_draws():
     noise = SeededNoise([1, 2, 3])
     first, again = (model.loss(codes, cond, noise=noise).loss for _ in range(2))
     assert torch.equal(first, again)
-    orders = model.draw_orders(3, noise=noise)
+    orders = model.sample_orders(3, noise=noise)
     assert torch.equal(first, model.loss(codes, cond, order=orders).loss)
     assert not torch.equal(first, model.loss(codes, cond, noise=SeededNoise([4, 5, 6])).loss)
     model.set_progress(1.0)

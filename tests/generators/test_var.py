@@ -309,7 +309,7 @@ def test_every_form_of_the_published_block(shared, cosine):
     codes = torch.randint(7, (1, 14))
     with torch.no_grad():
         cond = generator.conditioner(torch.tensor([2]))
-        read, level = quantizer.inputs(codes)[0], torch.tensor([0] + [1] * 4 + [2] * 9)
+        read, level = quantizer.next_scale_inputs(codes)[0], torch.tensor([0] + [1] * 4 + [2] * 9)
         expected = reference_logits(weights, 2, read, level, cosine)
         torch.testing.assert_close(generator.score(codes, cond)[0], expected, atol=1e-4, rtol=1e-4)
         null = generator.conditioner.null(cond)  # the table has the null class at drop rate 0 too

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from argen.errors import CheckpointError, UserError
-from argen.generators.orders import grid_order
+from argen.generators.net2net.orders import grid_order
 from argen.interop import ibq, net2net, open_magvit2, open_magvit2_ar, rar, wetok
 from argen.interop.taming import tokenizer as taming
 from argen.pipeline import Pipeline

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-import argen.layers.cpu.product_attention as in_products
+import argen.layers.cpu.matmul_attention as in_matmuls
 from argen.errors import UserError
 from argen.layers.attention import SelfAttention, attend, manual_attention
 from argen.layers.cache import KVCache, Window
-from argen.layers.cpu.product_attention import product_attention
+from argen.layers.cpu.matmul_attention import matmul_attention
 from argen.layers.masks import block_causal, causal, dense_mask, text_masked
 from argen.layers.rope import rope_table_1d
 
@@ -60,13 +60,13 @@ def test_bfloat16_route_agrees_and_learns():
 @pytest.mark.parametrize("masked", ["alike", "a row each"])
 def test_products_of_a_few_heads_at_a_time(heads_at_once, masked, monkeypatch):
     q, k, v = (draws(2, 4, 5, 3, seed=s).double().requires_grad_() for s in range(3))
-    monkeypatch.setattr(in_products, "CHUNK_BYTES", heads_at_once * 5 * 5 * 8)
+    monkeypatch.setattr(in_matmuls, "CHUNK_BYTES", heads_at_once * 5 * 5 * 8)
     shape = (5, 5) if masked == "alike" else (2, 1, 5, 5)
     mask = (draws(*shape, seed=3) > 0) | torch.eye(5, dtype=torch.bool)
     bias = torch.zeros(shape).double().masked_fill_(~mask, float("-inf"))
     expected = manual_attention(q, k, v, mask)
-    torch.testing.assert_close(product_attention(q, k, v, bias), expected)
-    assert torch.autograd.gradcheck(lambda *x: product_attention(*x, bias), (q, k, v))
+    torch.testing.assert_close(matmul_attention(q, k, v, bias), expected)
+    assert torch.autograd.gradcheck(lambda *x: matmul_attention(*x, bias), (q, k, v))
 
 
 def test_more_queries_than_one_with_fewer_keys():

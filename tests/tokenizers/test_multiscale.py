@@ -52,14 +52,14 @@ def test_each_scale_takes_the_best_row_for_what_is_missing(cosine):
         else:
             score = -torch.cdist(cells, rows)
         assert torch.equal(part, score.argmax(-1))
-        rest = rest - q.spread(q.rows(part), k)
+        rest = rest - q.upsample(q.embed(part), k)
     torch.testing.assert_close(q.lookup(ids), z - rest.permute(0, 2, 3, 1))
 
 
 def test_generator_inputs_are_the_maps_so_far():
     q = quantizer()
     ids = q.encode(torch.randn(2, 5, 5, 6))
-    maps, inputs = q.maps(ids), q.inputs(ids)
+    maps, inputs = q.maps(ids), q.next_scale_inputs(ids)
     assert inputs.shape == (2, 4 + 9 + 25, 6)
     torch.testing.assert_close(
         inputs[:, 4:13], F.adaptive_avg_pool2d(maps[1], 3).flatten(2).transpose(1, 2)
@@ -97,9 +97,9 @@ def test_frozen_copy_has_no_weights_but_the_same_maps():
     ids = q.encode(torch.randn(2, 5, 5, 6))
     assert not list(twin.parameters())
     assert not twin.state_dict()
-    assert torch.equal(twin.inputs(ids), q.inputs(ids))
+    assert torch.equal(twin.next_scale_inputs(ids), q.next_scale_inputs(ids))
     q.codebook.weight.data.zero_()
-    assert twin.inputs(ids).abs().sum() > 0
+    assert twin.next_scale_inputs(ids).abs().sum() > 0
 
 
 def test_previews_by_prefix():

@@ -65,7 +65,7 @@ def test_rar() -> None:
     stir(released, ours, rar.generator_weights)
     codes, label = torch.randint(1024, (2, 256)), torch.tensor([3, 999])
     dropped = torch.tensor([True, False])
-    orders = ours.draw_orders(2, noise=SeededNoise([5, 6]))
+    orders = ours.sample_orders(2, noise=SeededNoise([5, 6]))
     loss = ours.loss(codes, ours.conditioner(label, drop_B=dropped), order=orders).loss
     released_loss = released.loss(codes, label, orders=orders, dropped=dropped)
     assert_same_losses_and_gradients(released_loss, loss, released, ours)
@@ -76,7 +76,7 @@ def test_mar() -> None:
     changes = {"depth": 2, "head_depth": 2, "repeats": 2}
     released, ours = pair("mar_b", mar.generator_weights, **changes)
     codes, label = torch.randn(2, 256, 16), torch.tensor([3, 999])
-    draws = ours.draw(2)
+    draws = ours.random_masking(2)
     draws.t_mBL[0, 0] = 0  # where likelihood takes the place of divergence
     released_loss = released.loss(
         codes,
@@ -94,7 +94,7 @@ def test_xar() -> None:
     torch.manual_seed(0)
     released, ours = pair("xar_b", xar.generator_weights, depth=2)
     codes, label = torch.randn(2, 256, 16), torch.tensor([3, 999])
-    draws = ours.draw(2)
+    draws = ours.sample_noise(2)
     released_loss = released.loss(
         codes,
         label,

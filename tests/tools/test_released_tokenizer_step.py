@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from argen.errors import UserError
 from argen.interop.llamagen import llamagen
 from argen.interop.llamagen.llamagen_objective import discriminator_weights
+from argen.layers.gradient_checkpointing import enable_gradient_checkpointing
 from argen.runtime.checkpoint import load_strict
-from argen.training.recompute import recompute_activations
 from argen.training.tokenizer_task import TokenizerTask
 
 CPU = torch.device("cpu")
@@ -128,7 +128,7 @@ def test_recomputed_activations_change_nothing(pair: tuple[ReleasedStep, Tokeniz
     own = pair[1]
     _, totals, norms = ours(own)
     own.task.zero_grad()
-    recompute_activations(own.task.network)
+    enable_gradient_checkpointing(own.task.network)
     _, again, norms_again = ours(own)
     torch.testing.assert_close((again, norms_again), (totals, norms), rtol=1e-4, atol=1e-6)
 

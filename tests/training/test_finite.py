@@ -116,7 +116,7 @@ def test_a_generator_skips_a_loss_that_is_not_finite(tmp_path: Path) -> None:
         bad = float("nan") if len(calls) in (3, 4) else 1.0
         return LossOutput(output.loss * bad, output.metrics, output.nll)
 
-    task._generator_loss = sometimes
+    task.generator.loss = sometimes
     run(task, set(), tmp_path)
     assert task.finite.skipped == 2
     assert finite(task)

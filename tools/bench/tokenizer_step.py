@@ -14,11 +14,11 @@ from torch import Tensor
 
 from argen.build import build
 from argen.errors import UserError
+from argen.layers.gradient_checkpointing import enable_gradient_checkpointing
 from argen.pretrained.vgg_lpips import VGG_PLACES, VGG_WIDTHS
 from argen.runtime.flops import count_flops
 from argen.runtime.presets import preset, preset_names
 from argen.training.fit import FitSettings
-from argen.training.recompute import recompute_activations
 from argen.training.tokenizer_task import TokenizerTask
 from bench.cases import Case
 
@@ -61,7 +61,7 @@ def tokenizer_case(
     if mode == "released":
         call = ReleasedStep.like(task.tokenizer, task.objective, own.images, precision)
     if "recompute" in mode:
-        recompute_activations(task.network)
+        enable_gradient_checkpointing(task.network)
     if "compiled" in mode:
         task.compile_network()
     return Case(

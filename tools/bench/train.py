@@ -12,11 +12,11 @@ from released.step import released_network
 from torch import Tensor, nn
 
 from argen.errors import UserError
+from argen.layers.gradient_checkpointing import enable_gradient_checkpointing
 from argen.runtime.device import pick_device
 from argen.runtime.flops import count_flops
 from argen.training.code_tasks import GeneratorTask
 from argen.training.optim import Optim
-from argen.training.recompute import recompute_activations
 from bench.cases import Case
 from bench.models import generator, published
 from bench.tokenizer_step import is_tokenizer, objective_of, tokenizer_case
@@ -73,7 +73,7 @@ class _Steps:
             return Step(released, loss, released.optimizer(), eager.batch["codes"])
         step = TrainingStep(self._network().train(), eager.images)
         if "recompute" in mode:
-            recompute_activations(step.network)
+            enable_gradient_checkpointing(step.network)
         if "compiled" in mode:
             step.task.compile_network()
         return step

@@ -37,7 +37,7 @@ def replay(fixture: Fixture) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     with torch.no_grad():
         places = torch.arange(ids.shape[1])
-        found["output_hidden"] = network(ids.expand(len(hidden), -1), hidden, places)
+        found["output_hidden"] = network.next_hidden(ids.expand(len(hidden), -1), hidden, places)
         scale, guided = config["cfg_scale"], len(hidden) == 2
         state = FeatureDrafterState(
             network=network,

@@ -15,7 +15,7 @@ from argen.decoding.guidance import Guidance
 from argen.decoding.masked import ORDER, Masked, cosine_counts
 from argen.generators.conditioning import Cond
 from argen.generators.mar import MAR
-from argen.generators.mar.mar import MARDraws
+from argen.generators.mar.mar import MARNoise
 from argen.interop import mar
 from argen.interop.base import Imported
 from argen.layers.diffusion import GaussianDiffusion
@@ -114,10 +114,12 @@ def _teacher_forced(model: MAR, fixture: Fixture, codes: Tensor, cond: Cond) -> 
     known = (fixture["tf/mask"] == 0).nonzero()[:, 1].view(len(codes), -1)
     null = model.conditioner.null(cond)
     return {
-        "tf/encoder_out": model.network.encode(codes, model.conditions(cond), known),
-        "tf/z": model.hidden(codes, cond, known),
-        "tf/z_null": model.hidden(codes, null, known),
-        "tf/z_all_masked": model.hidden(codes, cond, known[:, :0]),
+        "tf/encoder_out": model.network.forward_mae_encoder(
+            codes, model.condition_buffer(cond), known
+        ),
+        "tf/z": model.forward_mae(codes, cond, known),
+        "tf/z_null": model.forward_mae(codes, null, known),
+        "tf/z_all_masked": model.forward_mae(codes, cond, known[:, :0]),
     }
 
 
@@ -196,7 +198,7 @@ def _training(model: MAR, imported: Imported, fixture: Fixture) -> dict[str, Ten
     codes = patchify(fixture["latents"], fixture.config.get("patch_size", 1))
     B, L, C = codes.shape
     masked = int(torch.ceil(L * fixture["train/mask_ratio"].double().reshape(())))
-    draws = MARDraws(
+    draws = MARNoise(
         order_BL=fixture["train/orders"],
         masked=masked,
         t_mBL=fixture["train/t"].view(-1, B, L),
@@ -220,7 +222,7 @@ def _training(model: MAR, imported: Imported, fixture: Fixture) -> dict[str, Ten
     with torch.no_grad():  # the terms of every token, known ones included
         cond = model.conditioner(labels, drop_B=drop_B)
         known = draws.order_BL[:, masked:].sort(dim=1).values
-        hidden = model.hidden(codes, cond, known)
+        hidden = model.forward_mae(codes, cond, known)
         error, bound = model.head.terms(hidden, codes, draws.t_mBL, draws.noise_mBLC)
     found |= {"train/mse": error.flatten(), "train/vb": bound.flatten()}
     return found | fixture.gradients(training, mar.generator_weights)

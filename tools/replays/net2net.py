@@ -15,7 +15,7 @@ from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
 from argen.generators.conditioning import Cond
-from argen.generators.net2net import KEEP, Net2Net
+from argen.generators.net2net.net2net import KEEP, Net2Net
 from argen.generators.next_token import arrange, restore
 from argen.interop import net2net
 from argen.interop.base import Imported

@@ -52,7 +52,7 @@ def _tokenizer(fixture: Fixture) -> dict[str, Tensor]:
         ends = model.preview_lengths
         found["encoder_out"] = model.encoder(image)
         found["z"] = z_BhwC.permute(0, 3, 1, 2)
-        found["var_input"] = quantizer.inputs(ids_BL)
+        found["var_input"] = quantizer.next_scale_inputs(ids_BL)
         found["rec_progressive"] = torch.stack(
             [model.decode(ids_BL, length=end).clamp(-1, 1) for end in ends]
         )
@@ -62,7 +62,7 @@ def _tokenizer(fixture: Fixture) -> dict[str, Tensor]:
             found[f"fhat_{k}"] = maps[k]
             found[f"next_input_{k}"] = maps[k]
             if k + 1 < len(maps):
-                following = quantizer.at_scale(maps[k], k + 1).transpose(1, 2)
+                following = quantizer.downsample_to(maps[k], k + 1).transpose(1, 2)
                 found[f"next_input_{k}"] = following.unflatten(2, quantizer.scales[k + 1])
     if "alt_image" in fixture.io:
         found |= _other_pyramid(model, fixture)
@@ -164,7 +164,7 @@ def _generator(fixture: Fixture) -> dict[str, Tensor]:
         ids_BL = fixture["gt_tokens"] if given else tokenizer.encode(fixture["image"])
         cond, dropped = model.conditioner(label), model.conditioner(label, drop_B=drop_B)
         found["gt_tokens"] = ids_BL
-        found["var_input"] = tokenizer.quantizer.inputs(ids_BL)
+        found["var_input"] = tokenizer.quantizer.next_scale_inputs(ids_BL)
         found["logits_cond"] = model.score(ids_BL, cond)
         found["logits_null"] = model.score(ids_BL, model.conditioner.null(cond))
         found["logits_dropped"] = model.score(ids_BL, dropped)

@@ -14,7 +14,7 @@ from argen.decoding.guidance import Guidance
 from argen.decoding.sequential import Sequential
 from argen.generators.heads.flow import Velocity, interpolate
 from argen.generators.xar import XAR
-from argen.generators.xar.xar import XARDraws
+from argen.generators.xar.xar import XARNoise
 from argen.interop import xar
 from argen.interop.base import Imported
 from argen.tokenizers.kl import patchify, unpatchify
@@ -99,7 +99,7 @@ def replay(fixture: Fixture) -> dict[str, Tensor]:
 def _training(model: XAR, imported: Imported, fixture: Fixture, codes: Tensor) -> dict[str, Tensor]:
     B, labels = len(codes), fixture["labels"]
     t_BE = torch.sigmoid(fixture["train/time_normal"]).view(-1, B).T  # drawn cell by cell
-    draws = XARDraws(t_BE, fixture["train/noise"].flatten(1, 2))
+    draws = XARNoise(t_BE, fixture["train/noise"].flatten(1, 2))
     every = torch.ones(B, dtype=torch.bool)
     drop = {"": fixture["train/label_drop"].bool(), "_null": every}
     model.train()

@@ -72,7 +72,7 @@ class FeatureDrafterState:
         window = Window(start=start, n=n, reach=reach)
         places = window.slots(device)
         mask = dense_mask(causal, places, torch.arange(window.reach, device=device))
-        found = self.network(
+        found = self.network.next_hidden(
             repeat_for_cfg(codes, guided),
             hidden,
             places,
@@ -111,7 +111,7 @@ class FeatureDrafterState:
         index = node.clamp(0, fed - 1)[:, None].expand(-1, n, -1)
         mask = (node < 0)[:, None] | (above.gather(-1, index) & (node < fed)[:, None])
         places = (base_R1 + level).expand(-1, n)
-        return self.network(
+        return self.network.next_hidden(
             repeat_for_cfg(codes, guided),
             hidden,
             places,

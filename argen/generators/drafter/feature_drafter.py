@@ -5,7 +5,12 @@ target predicted code i, and predicts the hidden vector with which the target wi
 i + 1; the target's own head turns it into logits (arXiv 2410.03355, 2401.15077). Rows of the
 condition's prefix come first, one fewer than the prefix has.
 
-Names: R rows, B samples, L codes, T prefix tokens, n rows of one pass, D width, V vocabulary.
+What the network is made of:
+- a linear layer over [embedding of the code, the target's hidden vector]
+- Llama blocks with the target's rotary positions, the first without a norm
+- no head: the target's own makes logits of what it predicts
+
+Shapes: R rows, B samples, L codes, T prefix tokens, n rows of one pass, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,8 +27,8 @@ from argen.build import build
 from argen.errors import CheckpointError, IncompatibleError
 from argen.generators.base import LossOutput
 from argen.generators.conditioning import Cond
-from argen.generators.gpt import rotary_rows
 from argen.generators.next_token import NextToken, compute_dtype
+from argen.generators.rotary import RotaryTable, rotary_table
 from argen.layers.cache import KVCache, Window
 from argen.layers.noise import Noise
 from argen.layers.steps import arrange
@@ -47,7 +52,7 @@ class FeatureDrafter(nn.Module):
         kv_heads: key/value heads.
         layers: number of blocks.
         norm_eps: epsilon of the norms.
-        rope: `2d` or `1d`, as the target's.
+        rope: rotary table of the codes, as the target's, see `rotary_table`.
         rope_base: base of the rotary frequencies.
         condition_rope: rotary rows of the prefix, as the target's.
         bias: whether the linear layer has one.
@@ -66,7 +71,7 @@ class FeatureDrafter(nn.Module):
         kv_heads: int | None = None,
         layers: int = 1,
         norm_eps: float = 1e-6,
-        rope: str = "2d",
+        rope: str | RotaryTable = "2d",
         rope_base: float = 10000.0,
         condition_rope: str = "zero",
         bias: bool = True,
@@ -86,8 +91,13 @@ class FeatureDrafter(nn.Module):
             for _ in range(layers)
         )
         self.blocks[0].attention_norm = nn.Identity()
-        rows = rotary_rows(
-            self.spec, dim // heads, rope, rope_base, self.prefix_rows, condition_rope
+        rows = rotary_table(
+            self.spec,
+            dim // heads,
+            rope,
+            base=rope_base,
+            prefix=self.prefix_rows,
+            prefix_kind=condition_rope,
         )
         self.rope_table: Tensor
         self.register_buffer("rope_table", rows, persistent=False)
@@ -108,6 +118,21 @@ class FeatureDrafter(nn.Module):
         )
 
     def forward(
+        self,
+        target: NextToken,
+        codes: Tensor,
+        cond: Cond,
+        *,
+        noise: Noise | None = None,
+        noise_scale: float = 0.1,
+        logit_weight: float = 0.1,
+    ) -> LossOutput:
+        """Return the training loss, see `loss`: one pass, for hooks and compilers."""
+        return self.loss(
+            target, codes, cond, noise=noise, noise_scale=noise_scale, logit_weight=logit_weight
+        )
+
+    def next_hidden(
         self,
         codes: Tensor,
         hidden: Tensor,
@@ -156,13 +181,13 @@ class FeatureDrafter(nn.Module):
 
         Smooth L1 distance of the hidden vectors, and the cross entropy of the target's
         distribution of the next code, both over code positions. The metric `kept` is the share of
-        drafts, one a position, that a plain test would keep.
+        drafts, one a position, that plain speculative sampling would accept.
 
         Args:
             target: the frozen generator.
             codes: in the tokenizer's order.
             cond: from the target's conditioner.
-            noise: draws of the noise on the hidden vectors; fresh ones when None.
+            noise: random numbers of the noise on the hidden vectors; fresh ones when None.
             noise_scale: that noise is uniform in +- this times 512 / sequence length.
             logit_weight: weight of the cross entropy.
         """
@@ -170,7 +195,7 @@ class FeatureDrafter(nn.Module):
             codes = arrange(codes, target.order)
             read = target.hidden(codes, cond, order=target.order, prefix=True)  # B T+L-1 D
             wanted = read[:, self.prefix_rows + 1 :]  # B L-1 D
-            law = torch.softmax(_logits(target, wanted), dim=-1)
+            target_probs = torch.softmax(_logits(target, wanted), dim=-1)
         given, S = read[:, :-1], read.shape[1] - 1
         places = torch.arange(S, device=codes.device)
         if noise is None:
@@ -179,20 +204,21 @@ class FeatureDrafter(nn.Module):
             uniform = noise.uniform(places, (self.dim,)).to(given)
         given = given + (2 * uniform - 1) * noise_scale * NOISE_LENGTH / S
         ids = F.pad(codes[:, :-1], (self.prefix_rows, 0))  # B S
-        found = self(ids, given, places)[:, self.prefix_rows :]  # B L-1 D
+        found = self.next_hidden(ids, given, places)[:, self.prefix_rows :]  # B L-1 D
         feature = F.smooth_l1_loss(found, wanted, reduction="none").mean(-1)
-        guess = torch.log_softmax(_logits(target, found), dim=-1)  # B L-1 V
-        logit = -(law * guess).sum(-1)
+        draft_log_probs = torch.log_softmax(_logits(target, found), dim=-1)  # B L-1 V
+        logit = -(target_probs * draft_log_probs).sum(-1)
         nll = feature + logit_weight * logit  # B L-1
-        kept = torch.minimum(law, guess.detach().exp()).sum(-1)
+        kept = torch.minimum(target_probs, draft_log_probs.detach().exp()).sum(-1)
         parts = {"feature": feature, "logit": logit, "kept": kept}
         return LossOutput(nll.mean(), {k: v.detach().mean() for k, v in parts.items()}, nll)
 
 
 def _logits(target: NextToken, hidden: Tensor) -> Tensor:
-    params = target.head(hidden)
+    """Return the logits (B, n, V) of the next code that hidden vectors (B, n, D) lead to."""
+    outputs = target.head(hidden)
     empty = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-    return target.head.conditional(params, empty)[:, :, 0]
+    return target.head.conditional(outputs, empty)[:, :, 0]
 
 
 def save_drafter(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from argen.errors import IncompatibleError
 from argen.generators.base import Generator
 from argen.generators.drafter.feature_drafter import FeatureDrafter
 from argen.generators.next_token import NextToken
-from argen.layers.transformer import MLP, Block
+from argen.layers.transformer import Block
 
 
 def require_target(generator: Generator) -> NextToken:
@@ -50,17 +50,18 @@ def facts(target: NextToken) -> dict[str, Any]:
     """Return the arguments of `FeatureDrafter` that follow from its target."""
     block = target.blocks[0]
     assert isinstance(block, Block)
-    attention = block.attention
-    last = block.ffn.fc2 if isinstance(block.ffn, MLP) else block.ffn.out
+    attention, rotary = block.attention, dict(target.rotary)
+    if not isinstance(rotary.get("rope", ""), str):  # a table of one's own: as it was described
+        rotary["rope"] = cast(Any, target).config["rope"]
     return {
         "spec": target.spec.to_dict(),
         "dim": attention.out.out_features,
         "heads": attention.heads,
         "kv_heads": attention.kv_heads,
-        "ffn_hidden": last.in_features,
+        "ffn_hidden": block.ffn_hidden,
         "norm_eps": getattr(block.ffn_norm, "eps", 1e-6),
         "prefix_length": target.prefix_length,
-        **target.rotary,
+        **rotary,
     }
 
 

@@ -3,7 +3,11 @@
 A network sees the known codes behind a buffer of condition tokens; its output at an unknown
 position conditions the diffusion head there.
 
-Letters: B batch, R rows (B, doubled under guidance), L positions, K known positions, M masked
+What the network is made of:
+- a masked autoencoder (`masked_autoencoder.py`) over condition buffer and codes
+- a diffusion head, an MLP with adaptive norms (`heads/diffusion.py`)
+
+Shapes: B batch, R rows (B, doubled under guidance), L positions, K known positions, M masked
 ones, S = buffer length, C code width, D encoder width, E decoder width, m repeats.
 """
 
@@ -14,23 +18,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from argen.errors import IncompatibleError, UserError
+from argen.errors import UserError
 from argen.generators.base import AnyOrderGenerator, LossOutput
 from argen.generators.conditioning import Cond, Conditioner
 from argen.generators.heads.diffusion import DiffusionHead
-from argen.generators.mar.masked_autoencoder import MaskedAutoencoder, take
+from argen.generators.mar.masked_autoencoder import MaskedAutoencoder
 from argen.generators.plan import Plan
+from argen.layers.init import init_embeddings
 from argen.layers.noise import Noise
+from argen.layers.steps import take
 from argen.spec import CodeSpec
 
-RATIO, ORDER, TIME, NOISE = 1, 2, 3, 4  # the uses of a loss's own draws
+RATIO, ORDER, TIME, NOISE = 1, 2, 3, 4  # the uses of the random numbers of the loss
 
 
 @dataclass
-class MARDraws:
-    """What the training loss draws.
+class MARNoise:
+    """The random numbers of the training loss.
 
     Attributes:
         order_BL: a permutation of the positions for each sample; the first ones are masked.
@@ -71,16 +77,17 @@ class MAR(AnyOrderGenerator):
         buffer: number S of condition positions in front of the codes.
         norm_eps: epsilon of the norms of blocks and stacks.
         mask_ratio_min: smallest share of codes masked in training.
-        mask_ratio_mean: mean of the normal that the share is drawn from, cut to [min, 1].
+        mask_ratio_mean: mean of the normal that the share follows, cut to [min, 1].
         mask_ratio_std: its standard deviation.
         head_width: width of the diffusion head.
         head_depth: its blocks.
         sampling_steps: its timesteps when sampling, as in `spaced_timesteps`.
         diffusion: other arguments of `DiffusionHead`.
-        repeats: timesteps drawn for each masked code in training.
+        repeats: timesteps sampled for each masked code in training.
         dropout: dropout after attention and in the feed-forward layers.
         attention_dropout: dropout of attention weights.
-        gradient_checkpointing: recompute blocks in the backward pass to save memory.
+        gradient_checkpointing: recompute blocks in the backward pass to save memory; the same as
+            `fit.gradient_checkpointing`.
     """
 
     def __init__(
@@ -111,12 +118,7 @@ class MAR(AnyOrderGenerator):
     ) -> None:
         super().__init__()
         self.spec = CodeSpec.of(spec)
-        self.require(self.spec, {"continuous": "vectors"})
-        if len({segment.dim for segment in self.spec.segments}) > 1:
-            raise IncompatibleError(
-                f"MAR needs one code width, but {self.spec.describe()} has several. Choose a "
-                "tokenizer whose segments are equally wide."
-            )
+        self.require_vectors(self.spec)
         if not 0 <= mask_ratio_min < 1:
             raise UserError(f"mask_ratio_min={mask_ratio_min} must lie in [0, 1); MAR uses 0.7.")
         if buffer < 1 or conditioner.length not in (1, buffer):
@@ -154,9 +156,7 @@ class MAR(AnyOrderGenerator):
             repeats=repeats,
             **(diffusion or {}),
         )
-        for module in conditioner.modules():
-            if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+        init_embeddings(conditioner, 0.02)
 
     def loss(
         self,
@@ -164,20 +164,20 @@ class MAR(AnyOrderGenerator):
         cond: Cond,
         *,
         noise: Noise | None = None,
-        draws: MARDraws | None = None,
+        draws: MARNoise | None = None,
     ) -> LossOutput:
         """Return the diffusion loss of codes (B, L, C), a mean over the masked positions.
 
         Args:
             codes: unit-scale latents.
             cond: their conditions.
-            noise: where the draws come from; torch's generator when None.
-            draws: the draws themselves, for exact replay.
+            noise: where the random numbers come from; torch's generator when None.
+            draws: the random numbers themselves, for exact replay.
         """
-        draws = self.draw(len(cond), noise=noise) if draws is None else draws
+        draws = self.random_masking(len(cond), noise=noise) if draws is None else draws
         masked_BM = draws.order_BL[:, : draws.masked]
         known_BK = draws.order_BL[:, draws.masked :].sort(dim=-1).values
-        hidden_BLE = self.hidden(codes, cond, known_BK)
+        hidden_BLE = self.forward_mae(codes, cond, known_BK)
         repeats = len(draws.t_mBL)
         index_mBM = masked_BM.expand(repeats, -1, -1)
         index_mBMC = index_mBM[..., None].expand(-1, -1, -1, codes.shape[2])
@@ -192,8 +192,8 @@ class MAR(AnyOrderGenerator):
         return LossOutput(loss, {"mse": error.mean().detach(), "vb": bound.mean().detach()})
 
     @torch.compiler.disable  # the number of masked codes is decided on the host
-    def draw(self, batch: int, *, noise: Noise | None = None) -> MARDraws:
-        """Draw masks, timesteps and noise for a training batch."""
+    def random_masking(self, batch: int, *, noise: Noise | None = None) -> MARNoise:
+        """Return masks of a training batch, with the timesteps and noise of its diffusion loss."""
         L, C, m = self.spec.length, self.spec.dim, self.head.repeats
         device = self.network.mask_token.device
         steps = self.head.process.steps
@@ -209,18 +209,18 @@ class MAR(AnyOrderGenerator):
             uniform = noise.uniform(at, (m,), use=TIME).to(device)  # B L m
             t_mBL = (uniform * steps).long().clamp(max=steps - 1).permute(2, 0, 1)
             noise_mBLC = noise.normal(at, (m, C), use=NOISE).to(device).permute(2, 0, 1, 3)
-        return MARDraws(
+        return MARNoise(
             order_BL=rank_BL.argsort(dim=-1),
             masked=math.ceil(L * truncated_normal(share, *self.mask_ratio)),
             t_mBL=t_mBL,
             noise_mBLC=noise_mBLC,
         )
 
-    def hidden(self, codes: Tensor, cond: Cond, known_RK: Tensor) -> Tensor:
+    def forward_mae(self, codes: Tensor, cond: Cond, known_RK: Tensor) -> Tensor:
         """Return hidden vectors (R, L, E) of all positions given the codes at `known_RK`."""
-        return self.network(codes, self.conditions(cond), known_RK, _padding(cond))
+        return self.network(codes, self.condition_buffer(cond), known_RK, _padding(cond))
 
-    def conditions(self, cond: Cond) -> Tensor:
+    def condition_buffer(self, cond: Cond) -> Tensor:
         """Return the buffer (R, S, D): one vector everywhere, or the condition tokens."""
         if cond.vector_BD is not None:
             return cond.vector_BD[:, None].expand(-1, self.buffer, -1)
@@ -234,14 +234,14 @@ class MAR(AnyOrderGenerator):
         parts, done = [], 0
         for group in self.plan.groups:
             known = torch.tensor(sorted(order[:done]), dtype=torch.long, device=codes.device)
-            hidden = self.hidden(codes, cond, known.expand(len(cond), -1))
+            hidden = self.forward_mae(codes, cond, known.expand(len(cond), -1))
             parts.append(hidden[:, list(group)])
             done += len(group)
         return torch.cat(parts, dim=1)[:, torch.tensor(order, device=codes.device).argsort()]
 
     def start(self, cond: Cond, *, longest_draft: int = 0) -> MARState:
         """Return a state in which nothing is known."""
-        self._refuse_drafts(longest_draft > 0)
+        self.refuse_drafts(longest_draft > 0, use="decoder=masked")
         R, device = len(cond), self.network.mask_token.device
         codes = torch.zeros(R, self.spec.length, self.spec.dim, device=device)
         none = torch.zeros(R, 0, dtype=torch.long, device=device)
@@ -251,8 +251,8 @@ class MAR(AnyOrderGenerator):
         self, state: MARState, draft: Tensor | None = None, *, positions: Tensor | None = None
     ) -> Tensor:
         """Return hidden vectors (R, n, E) at `positions`, or of the plan's next group."""
-        self._refuse_drafts(draft is not None)
-        hidden = self.hidden(state.codes_RLC, state.cond, state.known_RK)
+        self.refuse_drafts(draft is not None, use="decoder=masked")
+        hidden = self.forward_mae(state.codes_RLC, state.cond, state.known_RK)
         return take(hidden, self._positions(state, positions))
 
     def commit(
@@ -264,7 +264,7 @@ class MAR(AnyOrderGenerator):
         positions: Tensor | None = None,
     ) -> None:
         """Fix codes (R, n, C) at `positions`, or of the plan's next group."""
-        self._refuse_drafts(counts is not None)
+        self.refuse_drafts(counts is not None, use="decoder=masked")
         index = self._positions(state, positions)
         state.group += positions is None
         state.codes_RLC = state.codes_RLC.scatter(
@@ -277,10 +277,6 @@ class MAR(AnyOrderGenerator):
         if positions is None:
             positions = torch.tensor(self.plan.groups[state.group])
         return positions.to(state.known_RK.device).expand(len(state.cond), -1)
-
-    def _refuse_drafts(self, asked: bool) -> None:
-        if asked:
-            raise IncompatibleError("MAR scores no drafts; use decoder=masked.")
 
 
 def _padding(cond: Cond) -> Tensor | None:

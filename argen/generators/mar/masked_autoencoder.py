@@ -1,16 +1,23 @@
 """The network of MAR: an encoder over what is known, a decoder over all positions.
 
-A masked autoencoder (arXiv 2111.06377) as in arXiv 2406.11838. Letters: R rows, L positions,
-K known ones, S buffer positions that hold the condition, C code width, D encoder width, E decoder
-width.
+A masked autoencoder (arXiv 2111.06377) as in arXiv 2406.11838, made of:
+- a linear input layer and a LayerNorm
+- learned absolute positions: of the encoder, of the decoder, and of the outputs
+- two stacks of ViT blocks: LayerNorm, attention, GELU MLP, biases; the encoder over condition
+  buffer and known codes, the decoder over all positions, unknown ones as mask tokens
+
+Shapes: R rows, L positions, K known ones, S buffer positions that hold the condition, C code width,
+D encoder width, E decoder width.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from argen.layers.gradient_checkpointing import enable_gradient_checkpointing
+from argen.layers.init import init_xavier
+from argen.layers.steps import take
 from argen.layers.transformer import Block
 
 
@@ -54,15 +61,17 @@ class MaskedAutoencoder(nn.Module):
     ) -> None:
         super().__init__()
         self.buffer, self.length = buffer, length
-        self.gradient_checkpointing = gradient_checkpointing
+        # 1. Encoder inputs.
         self.input = nn.Linear(code_dim, dim)
         self.input_norm = nn.LayerNorm(dim, eps=1e-6)
         self.encoder_positions = nn.Parameter(torch.empty(1, buffer + length, dim))
+        # 2. Decoder inputs.
         self.decoder_embed = nn.Linear(dim, decoder_dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_dim))
         self.decoder_positions = nn.Parameter(torch.empty(1, buffer + length, decoder_dim))
         self.out_positions = nn.Parameter(torch.empty(1, length, decoder_dim))
 
+        # 3. Blocks.
         def stack(width: int, count: int, heads: int) -> nn.ModuleList:
             return nn.ModuleList(
                 Block(
@@ -86,12 +95,11 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_blocks = stack(decoder_dim, decoder_depth, decoder_heads)
         self.decoder_norm = nn.LayerNorm(decoder_dim, eps=norm_eps)
         self._init_weights()
+        if gradient_checkpointing:
+            enable_gradient_checkpointing(self)
 
     def _init_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        init_xavier(self)
         for table in (self.encoder_positions, self.decoder_positions, self.out_positions):
             nn.init.normal_(table, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
@@ -107,10 +115,10 @@ class MaskedAutoencoder(nn.Module):
             known_RK: positions of the known codes, ascending.
             mask_RS: true for valid buffer positions; None when all are.
         """
-        encoded = self.encode(codes_RLC, buffer_RSD, known_RK, mask_RS)
-        return self.decode(encoded, known_RK, mask_RS)
+        encoded = self.forward_mae_encoder(codes_RLC, buffer_RSD, known_RK, mask_RS)
+        return self.forward_mae_decoder(encoded, known_RK, mask_RS)
 
-    def encode(
+    def forward_mae_encoder(
         self, codes_RLC: Tensor, buffer_RSD: Tensor, known_RK: Tensor, mask_RS: Tensor | None = None
     ) -> Tensor:
         """Return encoder outputs (R, S + K, D): the buffer, then the known positions."""
@@ -121,7 +129,9 @@ class MaskedAutoencoder(nn.Module):
         x = torch.cat((buffer_RSD + positions[:, :S], known_RKD + at_known), dim=1)  # R S+K D
         return self.encoder_norm(self._run(self.encoder_blocks, self.input_norm(x), mask_RS))
 
-    def decode(self, encoded: Tensor, known_RK: Tensor, mask_RS: Tensor | None = None) -> Tensor:
+    def forward_mae_decoder(
+        self, encoded: Tensor, known_RK: Tensor, mask_RS: Tensor | None = None
+    ) -> Tensor:
         """Return hidden vectors (R, L, E) of encoder outputs (R, S + K, D)."""
         S, L = self.buffer, self.length
         x = self.decoder_embed(encoded)  # R S+K E
@@ -137,13 +147,5 @@ class MaskedAutoencoder(nn.Module):
             rest = mask_RS.new_ones(len(x), x.shape[1] - self.buffer, dtype=torch.bool)
             mask = torch.cat((mask_RS.bool(), rest), dim=1)[:, None, None]  # R 1 1 keys
         for block in blocks:
-            if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, mask=mask, use_reentrant=False)
-            else:
-                x = block(x, mask=mask)
+            x = block(x, mask=mask)
         return x
-
-
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """Pick positions (R, n) of vectors (R, L, C)."""
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))

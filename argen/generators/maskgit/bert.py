@@ -1,6 +1,12 @@
 """MaskGIT on a BERT: a post-norm transformer (arXiv 1810.04805).
 
-The network of TiTok's and One-D-Piece's released generators (arXiv 2406.07550, 2501.10064).
+The network of TiTok's and One-D-Piece's released generators (arXiv 2406.07550, 2501.10064) is made
+of:
+- a LayerNorm and dropout of the embeddings
+- blocks that normalise after each half: attention, then a GELU MLP, with biases
+- one softmax over the vocabulary
+
+Shapes: B or R rows, L or S tokens, D model width.
 """
 
 from __future__ import annotations
@@ -9,9 +15,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from argen.generators.maskgit import MaskGIT
+from argen.generators.maskgit.maskgit import MaskGIT
 from argen.layers.attention import SelfAttention
-from argen.layers.transformer import MLP
+from argen.layers.feed_forward import MLP
+from argen.layers.init import init_normal
 
 
 class BertBlock(nn.Module):
@@ -25,6 +32,8 @@ class BertBlock(nn.Module):
         attention_dropout: dropout of the attention weights.
         norm_eps: epsilon of the norms.
     """
+
+    checkpointable = True
 
     def __init__(
         self,
@@ -90,11 +99,7 @@ class MaskGITBert(MaskGIT):
             )
             for _ in range(layers)
         )
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-                if isinstance(module, nn.Linear) and module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_normal(self, 0.02)
         nn.init.normal_(self.positions, std=0.02)
 
     def run(self, x_RSD: Tensor, mask: Tensor | None) -> Tensor:

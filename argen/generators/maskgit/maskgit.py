@@ -4,7 +4,7 @@ The network sees condition tokens and codes, unknown ones replaced by a mask tok
 every code at once; the decoder decides which predictions to keep. Everything but the network is
 here; `bert.py` and `uvit.py` beside it have those of TiTok's released models.
 
-Letters: B batch, R rows (B, doubled under guidance), T condition tokens, L codes, S = T + L,
+Shapes: B batch, R rows (B, doubled under guidance), T condition tokens, L codes, S = T + L,
 D model width, V vocabulary, n positions of a group.
 """
 
@@ -21,14 +21,18 @@ from torch.nn import functional as F
 from argen.errors import IncompatibleError, UserError
 from argen.generators.base import AnyOrderGenerator, LossOutput
 from argen.generators.conditioning import Cond, Conditioner
-from argen.generators.halton import halton_order
 from argen.generators.heads.categorical import CategoricalHead
+from argen.generators.maskgit.halton import halton_order
 from argen.generators.maskgit.mask_schedule import check_schedule, group_sizes, unknown_share
 from argen.generators.plan import Plan
 from argen.layers.noise import Noise, SeededNoise
+from argen.layers.steps import take
 from argen.spec import CodeSpec
 
-SHARE, ORDER = 0, 1  # the uses of the loss's own draws
+SHARE, ORDER = 0, 1  # the uses of the random numbers of the loss
+
+
+STRATEGIES = "decoder=confidence or decoder=masked"  # which do not draft
 
 
 @dataclass
@@ -47,7 +51,7 @@ class MaskGIT(AnyOrderGenerator):
         spec: discrete codes with one id a position and one vocabulary.
         conditioner: gives the T condition tokens.
         dim: model width D.
-        mask_schedule: how the share of masked codes is drawn in training, see `mask_schedule`.
+        mask_schedule: how the share of masked codes is sampled in training, see `mask_schedule`.
         label_smoothing: of the cross entropy.
         unmasked_weight: weight of the loss at positions that are not masked.
         plan_steps: steps of the default plan, which takes positions in Halton order; decoders
@@ -70,13 +74,11 @@ class MaskGIT(AnyOrderGenerator):
     ) -> None:
         super().__init__()
         self.spec = CodeSpec.of(spec)
-        self.require(self.spec, {"discrete": "ids"})
-        vocabularies = {segment.vocab_sizes for segment in self.spec.segments}
-        if self.spec.sub_tokens != 1 or len(vocabularies) > 1:
+        self.require_ids(self.spec)
+        if len({segment.vocab_sizes for segment in self.spec.segments}) > 1:
             raise IncompatibleError(
-                f"{type(self).__name__} fills in one id a position out of one vocabulary, not "
-                f"{self.spec.describe()}. Use a generator with a factorised head, or a tokenizer "
-                "with one codebook."
+                f"{type(self).__name__} needs one vocabulary, not {self.spec.describe()}. Use a "
+                "tokenizer with one codebook, or a generator of scales."
             )
         check_schedule(mask_schedule)
         self.conditioner, self.mask_schedule = conditioner, mask_schedule
@@ -119,7 +121,7 @@ class MaskGIT(AnyOrderGenerator):
         return self.head(self.hidden(ids_RL, cond))
 
     def mask(self, codes: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
-        """Hide a random share of each sample's codes (B, L): at least one.
+        """Mask a random share of each sample's codes (B, L): at least one.
 
         Returns:
             the codes with the mask id in place, and where it is, boolean (B, L).
@@ -163,7 +165,7 @@ class MaskGIT(AnyOrderGenerator):
 
     def start(self, cond: Cond, *, longest_draft: int = 0) -> MaskGITState:
         """Return a state in which every code is masked."""
-        self._refuse_drafts(longest_draft > 0)
+        self.refuse_drafts(longest_draft > 0, use=STRATEGIES)
         shape = (len(cond), self.spec.length)
         ids = torch.full(shape, self.mask_id, device=self.embed.weight.device)
         return MaskGITState(cond, ids)
@@ -172,10 +174,9 @@ class MaskGIT(AnyOrderGenerator):
         self, state: MaskGITState, draft: Tensor | None = None, *, positions: Tensor | None = None
     ) -> Tensor:
         """Return logits (R, n, V) at `positions`, or of the plan's next group."""
-        self._refuse_drafts(draft is not None)
-        index = self._index(state, positions)
+        self.refuse_drafts(draft is not None, use=STRATEGIES)
         hidden = self.hidden(state.ids_RL, state.cond)
-        return self.head(hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1])))
+        return self.head(take(hidden, self._index(state, positions)))
 
     def commit(
         self,
@@ -186,7 +187,7 @@ class MaskGIT(AnyOrderGenerator):
         positions: Tensor | None = None,
     ) -> None:
         """Fix codes (R, n) at `positions`, or of the plan's next group."""
-        self._refuse_drafts(counts is not None)
+        self.refuse_drafts(counts is not None, use=STRATEGIES)
         index = self._index(state, positions)
         state.group += positions is None
         state.ids_RL = state.ids_RL.scatter(1, index, codes.to(state.ids_RL.device))
@@ -196,13 +197,6 @@ class MaskGIT(AnyOrderGenerator):
         if positions is None:
             positions = torch.tensor(self.plan.groups[state.group])
         return positions.to(state.ids_RL.device).expand(len(state.cond), -1)
-
-    def _refuse_drafts(self, asked: bool) -> None:
-        if asked:
-            raise IncompatibleError(
-                f"{type(self).__name__} draws in any order and cannot score drafts; use "
-                "decoder=confidence or decoder=masked."
-            )
 
 
 def masked_loss(

@@ -1,6 +1,11 @@
 """MaskGIT on a U-ViT: a transformer whose early states are joined to late ones (arXiv 2209.12152).
 
-The network of TiTok's best released generator (arXiv 2406.07550).
+The network of TiTok's best released generator (arXiv 2406.07550) is made of:
+- pre-norm blocks: LayerNorm, attention, GELU MLP; biases, but none in the attention's inputs
+- long skips: each block of the second half first joins the state after its twin in the first half
+- a LayerNorm and one softmax over the vocabulary
+
+Shapes: B or R rows, L or S tokens, D model width.
 """
 
 from __future__ import annotations
@@ -11,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from argen.errors import UserError
-from argen.generators.maskgit import MaskGIT
+from argen.generators.maskgit.maskgit import MaskGIT
+from argen.layers.init import init_normal
 from argen.layers.transformer import Block
 
 
@@ -26,6 +32,8 @@ class UViTBlock(nn.Module):
         dropout: dropout of both branches' outputs.
         attention_dropout: dropout of the attention weights.
     """
+
+    checkpointable = True
 
     def __init__(
         self,
@@ -106,11 +114,7 @@ class MaskGITUViT(MaskGIT):
         self.middle = block(False)
         self.out_blocks = nn.ModuleList(block(True) for _ in range(layers // 2))
         self.norm = nn.LayerNorm(dim)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if isinstance(module, nn.Linear) and module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_normal(self, 0.02, truncated=True)
         nn.init.trunc_normal_(self.positions, std=0.02)
 
     def run(self, x_RSD: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
 """What X is in next-X prediction (xAR, arXiv 2502.20388): how codes fall into entities.
 
-An entity is a set of codes that is drawn together. Token: one code. Cell: a square of neighbours.
+An entity is a set of codes that is sampled together. Token: one code. Cell: a square of neighbours.
 Subsample: every s-th code in both directions. Scale: the image at growing resolutions. Image:
 everything at once.
 """
@@ -26,9 +26,9 @@ class Entities:
     """The internal sequence of a next-X model: coarse maps, if any, then the codes, group by group.
 
     Attributes:
-        groups: positions of the codes of each entity, in the order they are drawn.
+        groups: positions of the codes of each entity, in the order they are sampled.
         coarse: grids of smaller maps that stand before the codes as context. They are averages
-            of the codes, so they are drawn too but are no codes themselves.
+            of the codes, so they are sampled too but are no codes themselves.
         grid: (h, w) that coarse maps are averaged from; unused without them.
         places: row and column of each of the S places of the sequence on the finest grid.
     """
@@ -45,7 +45,7 @@ class Entities:
 
     @property
     def plan(self) -> Plan:
-        """The groups; the coarse maps are drawn with the first of them."""
+        """The groups; the coarse maps are sampled with the first of them."""
         return Plan.of_groups(self.groups)
 
     def numbers(self) -> Tensor:

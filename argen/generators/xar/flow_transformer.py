@@ -1,6 +1,12 @@
 """The network of xAR: two stacks of adaptively normed blocks that predict velocities.
 
-arXiv 2502.20388. Letters: R rows, n places of the sequence, K times, C code width, D model width.
+Made of (arXiv 2502.20388):
+- a linear input layer, learned absolute positions, an RMSNorm
+- two stacks of blocks: RMSNorm without weights, adaptive norms, attention with 2-D rotary
+  positions, GEGLU, biases; each ends in an RMSNorm, and a linear layer lies between them
+- a linear output layer to velocities
+
+Shapes: R rows, n places of the sequence, K times, C code width, D model width.
 """
 
 from __future__ import annotations
@@ -11,6 +17,7 @@ from torch import Tensor, nn
 from argen.generators.next_token import compute_dtype
 from argen.layers.adaln import AdaLNBlock
 from argen.layers.cache import KVCache, Window
+from argen.layers.init import init_xavier
 from argen.layers.norms import RMSNorm
 from argen.layers.rope import rope_table_at
 from argen.layers.timestep import TimestepEmbedding
@@ -50,6 +57,7 @@ class FlowTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.length = (heads, second_heads), len(places)
+        # 1. Time and inputs.
         self.time = TimestepEmbedding(dim)
         self.input = nn.Linear(code_dim, dim)
         self.first_positions = nn.Parameter(torch.empty(1, self.length, dim))
@@ -57,6 +65,7 @@ class FlowTransformer(nn.Module):
         self.second_input = nn.Linear(dim, dim)
         self.second_positions = nn.Parameter(torch.empty(1, self.length, dim))
 
+        # 2. Blocks.
         def stack(count: int, heads: int) -> nn.ModuleList:
             return nn.ModuleList(
                 AdaLNBlock(
@@ -75,7 +84,9 @@ class FlowTransformer(nn.Module):
 
         self.first_blocks, self.first_norm = stack(depth, heads), RMSNorm(dim, 1e-6)
         self.second_blocks, self.second_norm = stack(second_depth, second_heads), RMSNorm(dim, 1e-6)
+        # 3. Output.
         self.out = nn.Linear(dim, code_dim)
+        # 4. Rotary positions.
         self.first_rope: Tensor
         self.second_rope: Tensor
         rows, columns = torch.tensor(places).unbind(-1)
@@ -85,10 +96,7 @@ class FlowTransformer(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        init_xavier(self)
         for table in (self.first_positions, self.second_positions):
             nn.init.normal_(table, std=0.02)
         nn.init.normal_(self.time.fc1.weight, std=0.02)
@@ -125,7 +133,7 @@ class FlowTransformer(nn.Module):
         times: Tensor,
         vector: Tensor,
         places: Tensor,
-        spread: Tensor,
+        time_index: Tensor,
         *,
         mask: Tensor | None = None,
         caches: list[KVCache] | None = None,
@@ -138,7 +146,7 @@ class FlowTransformer(nn.Module):
             times: 0 .. 1000, long (R, K).
             vector: condition vectors (R, D).
             places: long (n,).
-            spread: which of the K times each place has, long (n,).
+            time_index: which of the K times each place has, long (n,).
             mask: true where a query may look.
             caches: one a stack.
             window: where in the caches these places go.
@@ -158,7 +166,7 @@ class FlowTransformer(nn.Module):
                 h = block(
                     h,
                     cond=cond,
-                    spread=spread,
+                    cond_index=time_index,
                     rope=rope[places],
                     mask=mask,
                     cache=None if caches is None else caches[i],

@@ -1,10 +1,15 @@
 """xAR: next-X prediction by flow matching, with noisy context (arXiv 2502.20388).
 
-X is an entity, a set of codes that is drawn together by following a velocity field. In training
-every entity is noised to a time of its own, so each learns from an imperfect context; when drawing,
+X is an entity, a set of codes that is sampled together by following a velocity field. In training
+every entity is noised to a time of its own, so each learns from an imperfect context; in sampling
 the context is clean and has time 0.
 
-Letters: B batch, R rows (B, doubled under guidance), S places of the sequence (coarse maps, then
+What the network is made of:
+- two stacks of blocks with adaptive norms (`flow_transformer.py`) over noisy codes, conditioned on
+  the time of each entity and the condition's vector
+- a flow head, which follows the velocities that the network predicts (`heads/flow.py`)
+
+Shapes: B batch, R rows (B, doubled under guidance), S places of the sequence (coarse maps, then
 the L codes), E entities, n places of one entity, C code width, D model width.
 """
 
@@ -14,25 +19,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from argen.errors import IncompatibleError
 from argen.generators.base import Generator, LossOutput
 from argen.generators.conditioning import Cond, Conditioner, condition_vector
 from argen.generators.heads.flow import FlowHead, Velocity, interpolate
 from argen.generators.xar.entities import entities
 from argen.generators.xar.flow_transformer import FlowTransformer
 from argen.layers.cache import KVCache, ReadOnlyView, Window
+from argen.layers.init import init_embeddings
 from argen.layers.masks import block_causal, dense_mask
 from argen.layers.noise import Noise
 from argen.spec import CodeSpec
 
-TIME, NOISE = 1, 2  # the uses of the loss's own draws
+TIME, NOISE = 1, 2  # the uses of the random numbers of the loss
 
 
 @dataclass
-class XARDraws:
-    """What the training loss draws.
+class XARNoise:
+    """The random numbers of the training loss.
 
     Attributes:
         t_BE: time of each entity, in (0, 1).
@@ -75,7 +80,7 @@ class XAR(Generator):
             in the first when None.
         second_heads: attention heads of the second stack; as in the first when None.
         mlp_ratio: the gated feed-forward layers are 2/3 of this times `dim` wide.
-        entity: what is drawn together: `token`, `cell`, `subsample`, `scale` or `image`.
+        entity: what is sampled together: `token`, `cell`, `subsample`, `scale` or `image`.
         entity_size: side of a cell, stride of a subsample or number of scales, see `entities`.
         rope_base: base of the rotary frequencies.
         sampler: `euler_maruyama` or `euler`, see `FlowHead`.
@@ -107,12 +112,7 @@ class XAR(Generator):
     ) -> None:
         super().__init__()
         self.spec = CodeSpec.of(spec)
-        self.require(self.spec, {"continuous": "vectors"})
-        if len({segment.dim for segment in self.spec.segments}) > 1:
-            raise IncompatibleError(
-                f"xAR needs one code width, but {self.spec.describe()} has several. Choose a "
-                "tokenizer whose segments are equally wide."
-            )
+        self.require_vectors(self.spec)
         self.entities = entities(self.spec, entity, entity_size)
         self.plan = self.entities.plan
         self.conditioner = conditioner
@@ -138,9 +138,7 @@ class XAR(Generator):
         self.order: Tensor
         self.register_buffer("entity_of", self.entities.numbers(), persistent=False)
         self.register_buffer("order", self.entities.order(), persistent=False)
-        for module in conditioner.modules():
-            if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+        init_embeddings(conditioner, 0.02)
 
     def loss(
         self,
@@ -148,25 +146,25 @@ class XAR(Generator):
         cond: Cond,
         *,
         noise: Noise | None = None,
-        draws: XARDraws | None = None,
+        draws: XARNoise | None = None,
     ) -> LossOutput:
         """Return the mean squared error of the velocities of codes (B, L, C).
 
         Args:
             codes: unit-scale latents.
             cond: their conditions.
-            noise: where the draws come from; torch's generator when None.
-            draws: the draws themselves, for exact replay.
+            noise: where the random numbers come from; torch's generator when None.
+            draws: the random numbers themselves, for exact replay.
         """
-        draws = self.draw(len(cond), noise=noise) if draws is None else draws
+        draws = self.sample_noise(len(cond), noise=noise) if draws is None else draws
         sequence = self.entities.sequence(codes.float())  # B S C
         x = interpolate(sequence, draws.noise_BSC, draws.t_BE[:, self.entity_of])
         velocity = self.velocity(x, draws.t_BE, cond)
         error_BS = self.head.loss(velocity, sequence, noise=draws.noise_BSC)
         return LossOutput(error_BS.mean())
 
-    def draw(self, batch: int, *, noise: Noise | None = None) -> XARDraws:
-        """Draw logit-normal times and noise for a training batch."""
+    def sample_noise(self, batch: int, *, noise: Noise | None = None) -> XARNoise:
+        """Sample logit-normal times and noise for a training batch."""
         E, S, C, device = len(self.lengths), self.starts[-1], self.spec.dim, self.order.device
         if noise is None:
             normal = torch.randn(batch, E, device=device)
@@ -174,7 +172,7 @@ class XAR(Generator):
         else:
             normal = noise.normal(torch.arange(E), use=TIME).to(device)
             noise_BSC = noise.normal(torch.arange(S), (C,), use=NOISE).to(device)
-        return XARDraws(torch.sigmoid(normal), noise_BSC)
+        return XARNoise(torch.sigmoid(normal), noise_BSC)
 
     def velocity(self, x_BSC: Tensor, t_BE: Tensor, cond: Cond) -> Tensor:
         """Return velocities (B, S, C) of a sequence whose entities have times `t_BE`."""
@@ -187,7 +185,7 @@ class XAR(Generator):
         """Return the `Velocity` of all codes (B, L, C), each entity given the clean ones before it.
 
         One pass over twice the sequence: clean entities at time 0, then the codes at the time
-        asked for.
+        given.
         """
         vector, first = condition_vector(cond), self.starts[len(self.entities.coarse)]
         clean = self.entities.sequence(codes.float())  # B S C
@@ -206,7 +204,7 @@ class XAR(Generator):
 
     def start(self, cond: Cond, *, longest_draft: int = 0) -> XARState:
         """Allocate sequence and caches for R = len(cond) rows."""
-        self._refuse_drafts(longest_draft > 0)
+        self.refuse_drafts(longest_draft > 0, use="decoder=sequential")
         vector = condition_vector(cond)
         caches = self.network.caches(len(vector))
         sequence = torch.zeros(
@@ -216,7 +214,7 @@ class XAR(Generator):
 
     def predict(self, state: XARState, draft: Tensor | None = None) -> Any:
         """Return the `Velocity` of the next entity; it stays valid as the state moves on."""
-        self._refuse_drafts(draft is not None)
+        self.refuse_drafts(draft is not None, use="decoder=sequential")
         for entity in range(state.cached, state.done):
             clean = state.sequence_RSC[:, self.starts[entity] : self.starts[entity + 1]]
             self.one_entity(clean, 0, state.vector_RD, entity, state.caches)
@@ -227,7 +225,7 @@ class XAR(Generator):
 
     def commit(self, state: XARState, codes: Tensor, counts: Tensor | None = None) -> None:
         """Fix the codes (R, n, C) of the next entity."""
-        self._refuse_drafts(counts is not None)
+        self.refuse_drafts(counts is not None, use="decoder=sequential")
         coarse = len(self.entities.coarse)
         if state.done < coarse and codes.shape[1] == self.spec.length:
             # Given codes, not drawn ones: their coarse maps follow from them.
@@ -257,15 +255,10 @@ class XAR(Generator):
         slots = torch.arange(first, end, device=x_RnC.device)
         times = torch.full((len(vector_RD), 1), time, device=x_RnC.device)
         window = Window(start=first, n=end - first, reach=end)
-        spread = torch.zeros_like(slots)
-        return self.network(x_RnC, times, vector_RD, slots, spread, caches=caches, window=window)
-
-    def _refuse_drafts(self, asked: bool) -> None:
-        if asked:
-            raise IncompatibleError(
-                "xAR draws entities of continuous codes and cannot score drafts; use "
-                "decoder=sequential."
-            )
+        first_time = torch.zeros_like(slots)
+        return self.network(
+            x_RnC, times, vector_RD, slots, first_time, caches=caches, window=window
+        )
 
 
 def whole_time(t: float) -> int:

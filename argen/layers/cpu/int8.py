@@ -1,7 +1,7 @@
 """Linear layers with int8 weights, for drawing on a CPU: a quarter of the bytes of float32.
 
 One scale a column of outputs; inputs are rounded to int8 with a scale of their own at every call,
-and products are summed in int32 (FBGEMM, arXiv 2101.05615).
+and matmuls are summed in int32 (FBGEMM, arXiv 2101.05615).
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def round_weights(network: nn.Module) -> int:
     """Put `Int8Linear` in the place of every plain linear layer; returns how many there were.
 
     Raises:
-        UserError: the network is not on the CPU, or torch has no int8 products here.
+        UserError: the network is not on the CPU, or torch has no int8 matmul here.
     """
     if any(parameter.device.type != "cpu" for parameter in network.parameters()):
         raise UserError("int8 weights are for the CPU: use device=cpu, or precision=bfloat16.")
     engines = {"fbgemm", "x86", "onednn"} & set(torch.backends.quantized.supported_engines)
     if not engines or not hasattr(torch, "quantize_per_channel"):
-        raise UserError("This build of torch has no int8 products; use precision=float32.")
+        raise UserError("This build of torch has no int8 matmul; use precision=float32.")
     count = 0
     for module in list(network.modules()):
         for name, child in list(module.named_children()):

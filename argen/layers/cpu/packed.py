@@ -1,4 +1,4 @@
-"""Linear layers whose weights are laid out for the CPU's products, for drawing.
+"""Linear layers whose weights are laid out for the CPU's matmuls, for sampling.
 
 Drawing one image multiplies every weight with one or two rows, and torch's ordinary product of so
 few rows reads weights at a fraction of the memory's rate. oneDNN reads weights that were reordered
@@ -136,7 +136,7 @@ def unpack_weights(network: nn.Module) -> None:
 
 
 def _suits(weight: Tensor, rows: int | None) -> bool:
-    """Whether oneDNN has products for such weights here, and torch no faster ones."""
+    """Whether oneDNN has matmuls for such weights here, and torch no faster ones."""
     if weight.device.type != "cpu":
         return False
     if weight.dtype == torch.bfloat16:
@@ -147,7 +147,7 @@ def _suits(weight: Tensor, rows: int | None) -> bool:
 
 @cache
 def _intel() -> bool:
-    """Whether the processor is one that MKL has its best products for."""
+    """Whether the processor is one that MKL has its best matmuls for."""
     path = Path("/proc/cpuinfo")
     text = path.read_text() if path.is_file() else platform.processor()
     return "Intel" in text

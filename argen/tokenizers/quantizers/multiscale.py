@@ -103,21 +103,27 @@ class MultiScaleVQ(Quantizer):
         """Return how many codes there are up to each scale."""
         return np.cumsum([h * w for h, w in scales or self.scales]).tolist()
 
-    def rows(self, ids: Tensor) -> Tensor:
-        """Return the codebook rows (..., C) of ids (...)."""
+    def embed(self, ids: Tensor) -> Tensor:
+        """Return the codebook vectors (..., C) of ids (...)."""
         return F.embedding(ids, self.codebook.weight.float())
 
-    def blank(self, batch: int, scales: Scales | None = None) -> Tensor:
-        """Return the empty map (B, C, h, w) that scales are added to."""
+    def init_f_hat(self, batch: int, scales: Scales | None = None) -> Tensor:
+        """Return the map f_hat (B, C, h, w) before the first scale: zeros."""
         return self.codebook.weight.new_zeros(
             batch, self.dim, *(scales or self.scales)[-1], dtype=torch.float32
         )
 
+    def add_scale(
+        self, f_hat_BChw: Tensor, vectors_BnC: Tensor, k: int, scales: Scales | None = None
+    ) -> Tensor:
+        """Return f_hat (B, C, h, w) with the vectors of scale `k` added."""
+        return f_hat_BChw + self.upsample(vectors_BnC, k, scales)
+
     @float32
-    def spread(self, rows_BnC: Tensor, k: int, scales: Scales | None = None) -> Tensor:
-        """Return what the rows of scale `k` add to the map, (B, C, h, w)."""
+    def upsample(self, vectors_BnC: Tensor, k: int, scales: Scales | None = None) -> Tensor:
+        """Return the vectors of scale `k` on the finest grid, smoothed, (B, C, h, w)."""
         scales = scales or self.scales
-        x = rows_BnC.transpose(1, 2).unflatten(2, scales[k])  # B C h_k w_k
+        x = vectors_BnC.transpose(1, 2).unflatten(2, scales[k])  # B C h_k w_k
         if k < len(scales) - 1:
             x = F.interpolate(x, size=scales[-1], mode="bicubic")
         if len(self.phis):
@@ -125,15 +131,15 @@ class MultiScaleVQ(Quantizer):
         return x
 
     @float32
-    def at_scale(self, map_BChw: Tensor, k: int, scales: Scales | None = None) -> Tensor:
-        """Return the map shrunk to the grid of scale `k`, as vectors (B, n, C)."""
+    def downsample_to(self, map_BChw: Tensor, k: int, scales: Scales | None = None) -> Tensor:
+        """Return a map on the grid of scale `k`, as vectors (B, n, C)."""
         scales = scales or self.scales
         if k < len(scales) - 1:
             map_BChw = F.interpolate(map_BChw, size=scales[k], mode="area")
         return map_BChw.flatten(2).transpose(1, 2)
 
     def maps(self, ids_BL: Tensor, scales: Scales | None = None) -> list[Tensor]:
-        """Return the map (B, C, h, w) after each scale of ids that end at any scale."""
+        """Return f_hat (B, C, h, w) after each scale of ids that end at any scale."""
         scales = scales or self.scales
         ends, maps = self.ends(scales), []
         if ids_BL.shape[1] not in ends:
@@ -141,21 +147,21 @@ class MultiScaleVQ(Quantizer):
                 f"{ids_BL.shape[1]} codes end inside a scale; whole scales end after "
                 f"{', '.join(map(str, ends))} codes."
             )
-        current = self.blank(ids_BL.shape[0], scales)
+        f_hat = self.init_f_hat(ids_BL.shape[0], scales)
         for k in range(ends.index(ids_BL.shape[1]) + 1):
             ids = ids_BL[:, ends[k - 1] if k else 0 : ends[k]]
-            current = current + self.spread(self.rows(ids), k, scales)
-            maps.append(current)
+            f_hat = self.add_scale(f_hat, self.embed(ids), k, scales)
+            maps.append(f_hat)
         return maps
 
-    def inputs(self, ids_BL: Tensor) -> Tensor:
+    def next_scale_inputs(self, ids_BL: Tensor) -> Tensor:
         """Return what a generator reads for every scale but the first, (B, L - n_0, C).
 
-        Scale k + 1 reads the sum of scales 0 to k, shrunk to its grid.
+        Scale k + 1 reads f_hat after scale k, downsampled to its grid.
         """
         maps = self.maps(ids_BL)[:-1]
-        read = [self.at_scale(current, k + 1) for k, current in enumerate(maps)]
-        return torch.cat(read, dim=1) if read else self.rows(ids_BL[:, :0])
+        read = [self.downsample_to(f_hat, k + 1) for k, f_hat in enumerate(maps)]
+        return torch.cat(read, dim=1) if read else self.embed(ids_BL[:, :0])
 
     def frozen(self) -> MultiScaleVQ:
         """Return a copy without parameters or saved state, to be held by a generator.
@@ -178,19 +184,19 @@ class MultiScaleVQ(Quantizer):
         return nearest_code(flat, rows.detach()).view(r_BnC.shape[:2])
 
     def _walk(self, z_BChw: Tensor, scales: Scales) -> list[tuple[Tensor, Tensor]]:
-        """Return the ids (B, n) and the map so far (B, C, h, w) of each scale."""
+        """Return the ids (B, n) of each scale and f_hat (B, C, h, w) after it."""
         if tuple(z_BChw.shape[2:]) != scales[-1]:
             (h, w), (H, W) = z_BChw.shape[2:], scales[-1]
             raise UserError(
                 f"The latent map is {h}x{w}, but the scales end at {H}x{W}: give images of the "
                 f"tokenizer's own size, or scales that end at {h}x{w}."
             )
-        rest, current, steps = z_BChw.detach(), self.blank(z_BChw.shape[0], scales), []
+        rest, f_hat, steps = z_BChw.detach(), self.init_f_hat(z_BChw.shape[0], scales), []
         for k in range(len(scales)):
-            ids = self._search(self.at_scale(rest, k, scales))
-            added = self.spread(self.rows(ids), k, scales)
-            current, rest = current + added, rest - added.detach()
-            steps.append((ids, current))
+            ids = self._search(self.downsample_to(rest, k, scales))
+            added = self.upsample(self.embed(ids), k, scales)
+            f_hat, rest = f_hat + added, rest - added.detach()
+            steps.append((ids, f_hat))
         return steps
 
     @float32

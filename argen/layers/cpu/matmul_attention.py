@@ -1,6 +1,6 @@
-"""Attention for training in bfloat16 on a CPU: plain matrix products, a few heads at a time.
+"""Attention for training in bfloat16 on a CPU: plain matmuls, a few heads at a time.
 
-The fused CPU kernel's backward pass in bfloat16 is two to five times slower than matrix products at
+The fused CPU kernel's backward pass in bfloat16 is two to five times slower than matmuls at
 the lengths that are trained on a CPU. Written out over all heads at once, these stream the (L, M)
 weights of every head through memory several times; a few heads at a time they stay in the cache.
 """
@@ -52,7 +52,7 @@ class ProductAttention(torch.autograd.Function):
         return dq.mul_(ctx.scale), dk.mul_(ctx.scale), dv, None, None
 
 
-def product_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+def matmul_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """Attend with queries (B, H, L, hd), keys and values (B, H, M, hd).
 
     Args:

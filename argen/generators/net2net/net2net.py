@@ -1,6 +1,13 @@
 """The GPT of taming-transformers (arXiv 2012.09841): learned positions, any fixed order of codes.
 
-Names: R rows, B samples, T condition tokens, L codes, D model width, V vocabulary, n codes.
+What the network is made of:
+- condition tokens as a prefix, then the codes in a fixed order
+- a learned table of sequence positions
+- pre-norm blocks: LayerNorm, attention, GELU MLP, biases (GPT-2)
+- a LayerNorm and one softmax over the vocabulary
+
+Shapes: R rows, B samples, T condition tokens, L codes, D model width, V vocabulary, n codes of one
+pass.
 """
 
 from __future__ import annotations
@@ -12,21 +19,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from argen.errors import IncompatibleError, UserError
+from argen.errors import UserError
 from argen.generators.base import LossOutput
 from argen.generators.conditioning import Cond, Conditioner
 from argen.generators.heads.categorical import CategoricalHead
+from argen.generators.net2net.orders import grid_order
 from argen.generators.next_token import NextToken
-from argen.generators.orders import grid_order
 from argen.generators.plan import Plan
+from argen.layers.adaln import ModulationCache
 from argen.layers.cache import KVCache, Window
+from argen.layers.init import init_normal
 from argen.layers.masks import Predicate, prefix_visible
 from argen.layers.noise import Noise
 from argen.layers.steps import arrange, restore
 from argen.layers.transformer import Block
 from argen.spec import CodeSpec
 
-KEEP, REPLACE = 0, 1  # the `use` of the draws that corrupt the inputs
+KEEP, REPLACE = 0, 1  # the `use` of the random numbers that corrupt the inputs
 
 
 class Net2Net(NextToken):
@@ -41,7 +50,7 @@ class Net2Net(NextToken):
         dim: model width D.
         layers: number of blocks.
         heads: attention heads.
-        order: order in which the codes of each segment are drawn, see `grid_order`; a list names
+        order: order in which the codes of each segment are sampled, see `grid_order`; a list names
             the positions of all of them.
         keep_rate: share of the input codes kept in training; the others are replaced by random
             ones, while the targets stay (`pkeep`).
@@ -77,13 +86,7 @@ class Net2Net(NextToken):
     ) -> None:
         super().__init__()
         self.spec = CodeSpec.of(spec)
-        self.require(self.spec, {"discrete": "ids"})
-        if self.spec.sub_tokens != 1:
-            raise IncompatibleError(
-                f"Net2Net predicts one id a position, but {self.spec.describe()} has "
-                f"{self.spec.sub_tokens}. Use a generator with a factorised head, or a tokenizer "
-                "with one id a position."
-            )
+        self.require_ids(self.spec)
         codes = max(s.vocab_sizes[0] for s in self.spec.segments)
         self.vocab_size = max(codes, vocab_size or 0)
         if not 0 < keep_rate <= 1:
@@ -118,11 +121,7 @@ class Net2Net(NextToken):
         )
         self.norm = nn.LayerNorm(dim)
         self.head = CategoricalHead(dim, self.vocab_size, codes=codes)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=init_std)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+        init_normal(self, init_std)
 
     def loss(self, codes: Tensor, cond: Cond, *, noise: Noise | None = None) -> LossOutput:
         """Return the mean cross entropy in nats of codes (B, L); metrics: bits per code.
@@ -136,7 +135,7 @@ class Net2Net(NextToken):
         return LossOutput(loss, {"bits_per_code": loss.detach() / math.log(2)}, nll_BL)
 
     def corrupt(self, codes: Tensor, noise: Noise | None = None) -> Tensor:
-        """Replace codes (B, L) by random ones, each with a chance of 1 - keep_rate."""
+        """Replace codes (B, L) by random ones, each with probability 1 - keep_rate."""
         if noise is None:
             keep, value = torch.rand((2, *codes.shape), device=codes.device)
         else:
@@ -169,6 +168,7 @@ class Net2Net(NextToken):
         causal: bool = False,
         cache: KVCache | None = None,
         window: Window | None = None,
+        modulations: ModulationCache | None = None,
     ) -> Tensor:
         for layer, block in enumerate(self.blocks):
             x_RnD = block(x_RnD, mask=mask, causal=causal, cache=cache, layer=layer, window=window)
