@@ -31,13 +31,14 @@ MOVED = {
     "argen.generators.table": "argen.testing.table",
     "argen.generators.uvit": "argen.generators.maskgit.uvit",
     "argen.judge": "argen.objectives.feature_discriminator",
+    "argen.objectives.losses.LeCam": "argen.objectives.regularizers.LeCam",
     "argen.perceptual": "argen.objectives.perceptual",
     "argen.tokenizers.alignment": "argen.objectives.alignment",
     "argen.tokenizers.diffaugment": "argen.objectives.diffaugment",
     "argen.tokenizers.dino": "argen.pretrained.dino",
     "argen.tokenizers.discriminators": "argen.objectives.discriminators",
     "argen.tokenizers.feature_discriminator": "argen.objectives.feature_discriminator",
-    "argen.tokenizers.losses": "argen.objectives.losses",
+    "argen.tokenizers.losses.LeCam": "argen.objectives.regularizers.LeCam",
     "argen.tokenizers.lpips": "argen.pretrained.vgg_lpips",
     "argen.tokenizers.objective": "argen.objectives.objective",
     "argen.tokenizers.perceptual": "argen.pretrained.tapped",
@@ -46,7 +47,9 @@ MOVED = {
 }
 
 # Path of a class: old name of an argument: new name. Taken until 0.3 as well.
-RENAMED: dict[str, dict[str, str]] = {}
+RENAMED: dict[str, dict[str, str]] = {
+    "argen.objectives.objective.Objective": {"perceptual": "image_terms"},
+}
 
 
 def current_path(path: str) -> str:

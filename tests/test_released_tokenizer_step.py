@@ -45,7 +45,7 @@ def pair() -> tuple[ReleasedStep, TokenizerStep]:
         task.objective.discriminator, discriminator_weights(judge.state_dict()), source="released"
     )
     distance: Any = released.losses.perceptual.eval()
-    copy_vgg(task.objective.perceptual["perceptual"], distance)
+    copy_vgg(task.objective.image_terms["perceptual"], distance)
     return released, own
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from argen.errors import CheckpointError, UserError
-from argen.objectives.losses import adaptive_weight
+from argen.objectives.balance import adaptive_weight
 from argen.pretrained.efficientnet import PIXEL_MEAN, PIXEL_STD, load_efficientnet_lite0
 from argen.pretrained.tapped import Frozen, TappedNetwork
 

@@ -1,7 +1,8 @@
 """Networks that tell images from reconstructions, for the adversarial term of a tokenizer.
 
 All map images (B, 3, H, W) in [-1, 1] to logits, large for real ones; one a patch, (B, 1, h, w),
-or one an image, (B, 1). They know nothing of losses; see `argen.objectives.losses`.
+or one an image, (B, 1). They know nothing of losses; see
+`argen.objectives.adversarial`.
 """
 
 from __future__ import annotations

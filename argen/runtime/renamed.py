@@ -14,6 +14,7 @@ from typing import Any
 KEYS = {
     "fit.most_skipped": "fit.max_skipped",
     "fit.recompute": "fit.gradient_checkpointing",
+    "objective.perceptual": "objective.image_terms",
 }
 # (new key, old value): new value.
 VALUES: dict[tuple[str, str], str] = {}
@@ -24,13 +25,21 @@ def renamed_word(word: str) -> str:
     key, equals, value = word.partition("=")
     bare = key.lstrip("+~")
     prefix, rest = _stage(bare)
-    new = KEYS.get(rest, rest)
+    new = _new_key(rest)
     told = VALUES.get((new, value), value)
     if (new, told) == (rest, value):
         return word
     result = f"{key[: len(key) - len(bare)]}{prefix}{new}{equals}{told}"
     _warn(word, result)
     return result
+
+
+def _new_key(key: str) -> str:
+    """Return the name of today of a key, or of the settings below one: `objective.perceptual.x`."""
+    for old, new in KEYS.items():
+        if key == old or key.startswith(f"{old}."):
+            return new + key[len(old) :]
+    return key
 
 
 def renamed_settings(config: Any) -> Any:
@@ -53,7 +62,7 @@ def _rename_within(config: dict[str, Any]) -> None:
             new_group, _, new_name = new.rpartition(".")
             target = _descend(config, new_group)
             if target is not None:
-                target[new_name] = holder.pop(name)
+                target[new_name] = _over(target.get(new_name), holder.pop(name))
                 _warn(old, new)
     for (key, old), new in VALUES.items():
         group, _, name = key.rpartition(".")
@@ -68,6 +77,13 @@ def _descend(config: dict[str, Any], path: str) -> dict[str, Any] | None:
     for part in path.split("."):
         node = node.get(part) if isinstance(node, dict) else None
     return node if isinstance(node, dict) else None
+
+
+def _over(below: Any, above: Any) -> Any:
+    """Return settings laid over others; single values replace."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    return below | {key: _over(below.get(key), value) for key, value in above.items()}
 
 
 def _copy(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Old names of settings: taken on the command line and in YAML, with a warning that names the new."""
+"""Old names of settings: taken on the command line and in YAML, with a warning."""
 
 from __future__ import annotations
 
@@ -13,6 +13,19 @@ def test_every_old_key_of_the_command_line(old, new, prefix):
     with pytest.warns(FutureWarning, match=new):
         assert renamed_word(f"{prefix}{old}=7") == f"{prefix}{new}=7"
     assert renamed_word(f"{prefix}{new}=7") == f"{prefix}{new}=7"
+
+
+def test_what_lies_below_an_old_key_follows_it():
+    with pytest.warns(FutureWarning, match="objective.image_terms"):
+        word = renamed_word("objective.perceptual.lpips.vgg16=a.b=c")
+    assert word == "objective.image_terms.lpips.vgg16=a.b=c"
+    assert renamed_word("objective.perceptually=1") == "objective.perceptually=1"
+    theirs, ours = {"lpips": {"vgg16": "mine"}}, {"lpips": {"size": 64, "vgg16": None}, "x": 1}
+    config = {"objective": {"perceptual": theirs, "image_terms": ours}}
+    with pytest.warns(FutureWarning, match="objective.image_terms"):
+        renewed = renamed_settings(config)
+    terms = {"lpips": {"size": 64, "vgg16": "mine"}, "x": 1}
+    assert renewed == {"objective": {"image_terms": terms}}
 
 
 def test_words_that_are_not_settings_stay():

@@ -87,7 +87,7 @@ def tokenizer_task(
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "vgg16.pth"
         torch.save(random_vgg16(), path)
-        objective["perceptual"]["perceptual"]["vgg16"] = str(path)
+        objective["image_terms"]["perceptual"]["vgg16"] = str(path)
         task = TokenizerTask(
             tokenizer,
             objective=build(objective),

@@ -57,7 +57,7 @@ def objective_config(config: Mapping[str, Any]) -> dict[str, Any]:
         objective |= {
             "lecam_weight": lecam,
             "lecam": {
-                "_target_": "argen.objectives.losses.LeCam",
+                "_target_": "argen.objectives.regularizers.LeCam",
                 "decay": config.get("lecam_ema_decay", 0.999),
             },
         }
