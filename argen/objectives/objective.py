@@ -236,7 +236,9 @@ class Objective(nn.Module):
             )
         value, terms = self.alignment(images, output.latents)
         balanced = torch.is_grad_enabled() and fidelity.requires_grad
-        scale = alignment_scale(fidelity, value, layer) if balanced else value.new_zeros(())
+        if not balanced:
+            return value * 0, {**terms, "alignment_scale": value.new_zeros(())}
+        scale = alignment_scale(fidelity, value, layer, high=self.alignment.max_scale)
         return scale * value, {**terms, "alignment_scale": scale}
 
     def _frozen_logits(self, reconstruction: Tensor) -> Tensor:
