@@ -76,7 +76,7 @@ def ours(step: TokenizerStep) -> tuple[dict[str, Tensor], list[Tensor], list[Ten
         totals.append(loss.detach())
         norms.append(norm_of(modules[side]))
 
-    step.task.take_sides(step.images, step.step, move)
+    step.task.generator_and_discriminator_step(step.images, step.step, move)
     return step.task.values, totals, norms
 
 

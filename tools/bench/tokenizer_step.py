@@ -134,7 +134,7 @@ class TokenizerStep:
         """Make the step."""
         bfloat16 = self.precision == "bfloat16"
         with torch.autocast(self.images.device.type, torch.bfloat16, enabled=bfloat16):
-            self.task.take_sides(self.images, self.step, self._move)
+            self.task.generator_and_discriminator_step(self.images, self.step, self._move)
 
     def _move(self, side: int, loss: Tensor) -> None:
         optimizer = self.optimizers[side]
