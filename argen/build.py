@@ -36,13 +36,14 @@ MOVED = {
     "argen.generators.token_conditioning": "argen.generators.net2net.token_conditioning",
     "argen.generators.uvit": "argen.generators.maskgit.uvit",
     "argen.judge": "argen.objectives.feature_discriminator",
+    "argen.objectives.losses.LeCam": "argen.objectives.regularizers.LeCam",
     "argen.perceptual": "argen.objectives.perceptual",
     "argen.tokenizers.alignment": "argen.objectives.alignment",
     "argen.tokenizers.diffaugment": "argen.objectives.diffaugment",
     "argen.tokenizers.dino": "argen.pretrained.dino",
     "argen.tokenizers.discriminators": "argen.objectives.discriminators",
     "argen.tokenizers.feature_discriminator": "argen.objectives.feature_discriminator",
-    "argen.tokenizers.losses": "argen.objectives.losses",
+    "argen.tokenizers.losses.LeCam": "argen.objectives.regularizers.LeCam",
     "argen.tokenizers.lpips": "argen.pretrained.vgg_lpips",
     "argen.tokenizers.objective": "argen.objectives.objective",
     "argen.tokenizers.perceptual": "argen.pretrained.tapped",
@@ -58,6 +59,7 @@ RENAMED: dict[str, dict[str, str]] = {
         "stair": "gamma",
     },
     "argen.decoding.confidence.Confidence": {"randomize": "choice_temperature"},
+    "argen.objectives.objective.Objective": {"perceptual": "image_terms"},
 }
 
 # Path of a class: the class that has one of its arguments now. Taken until 0.3 as well.

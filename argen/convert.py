@@ -25,6 +25,7 @@ def main(config: Any) -> None:
         _convert_drafter(importer, settings)
         return
     parts: dict[str, Any] = {}
+    settings["copies"] = {}  # which of several copies of the weights was taken, by part
     for key in ("tokenizer_ckpt", "ckpt"):
         if settings[key] is not None:
             parts |= _import(importer, settings, key, tokenizer=parts.get("tokenizer"))
@@ -55,6 +56,7 @@ def main(config: Any) -> None:
             "source": settings["source"],
             "files": [Path(settings[k]).name for k in ("tokenizer_ckpt", "ckpt") if settings[k]],
             **({"preset": " or ".join(known[0])} if known else {}),
+            **({"copies": settings["copies"]} if settings["copies"] else {}),
         },
     )
     out = require_writable(settings["out"])
@@ -125,7 +127,12 @@ def _import(
         extra = settings["tokenizer_options" if kind == "tokenizer" else "options"]
         options = _options(function, known, extra, source=settings["source"])
         try:
-            return {kind: function(checkpoint, source=Path(path).name, **options).build()}
+            imported = function(checkpoint, source=Path(path).name, **options)
+            built = imported.build()
+            if imported.copy:
+                settings.setdefault("copies", {})[kind] = imported.copy
+                show(f"{kind}: {Path(path).name} holds several copies; {imported.copy} is taken")
+            return {kind: built}
         except CheckpointError as error:
             refusals.append(str(error))
     raise CheckpointError(" ".join(refusals) or f"{settings['source']} imports no {kinds[0]}.")

@@ -1,4 +1,4 @@
-"""Images on disk: PNG files, and a grid with one labelled row a class."""
+"""Images side by side: a grid with one labelled row a class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GAP, LABEL_HEIGHT = 4, 18
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """Turn images (B, 3, H, W) in [-1, 1] into images."""
+    """Return Pillow images of float images (B, 3, H, W) in [-1, 1], rounded to 8 bits."""
     from PIL import Image
 
     return [
@@ -27,10 +27,10 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 def draw_grid(
     rows: Sequence[tuple[str, Tensor]], *, least_side: int = 64, columns: int | None = None
 ) -> Image.Image:
-    """Draw rows of images under their labels.
+    """Return one image with rows of images, each row under its label.
 
     Args:
-        rows: label and images (n, 3, H, W) of each row.
+        rows: label and images (n, 3, H, W) in [-1, 1] of each row.
         least_side: small images are enlarged by a whole factor, pixels kept sharp, to about
             this side.
         columns: images a line; longer rows wrap. All on one line when None.

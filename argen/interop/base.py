@@ -26,17 +26,51 @@ class Imported:
         config: what `argen.build.build` makes the module from.
         weights: its state dict.
         source: where it came from, for messages.
+        copy: which of a file's copies of the weights was taken (`model`, `ema`, ...); empty where
+            a file holds one.
     """
 
     config: dict[str, Any]
     weights: StateDict
     source: str
+    copy: str = ""
 
     def build(self) -> nn.Module:
         """Build the module, in eval mode, with the weights loaded strictly."""
         module = build(self.config, trust=False)
         load_strict(module, self.weights, source=self.source)
         return module.eval()
+
+
+def copy_in(
+    checkpoint: Any, *, keys: Sequence[str], source: str, wanted: str | None = None
+) -> tuple[str, tuple[str, ...]]:
+    """Return which copy of the weights is taken, and the keys for `unwrap` that take it.
+
+    Args:
+        checkpoint: what the file holds.
+        keys: wrapping keys, best first.
+        source: the file, for messages.
+        wanted: the copy that was asked for; the best one when None.
+
+    Returns:
+        the copy's key where there are several, else an empty string; and the keys.
+
+    Raises:
+        CheckpointError: if the copy that is wanted is not there.
+    """
+    there = (
+        [k for k in keys if isinstance(checkpoint.get(k), Mapping)]
+        if isinstance(checkpoint, Mapping)
+        else []
+    )
+    if wanted is not None and wanted not in there:
+        found = ", ".join(there) or "one, without a name"
+        raise CheckpointError(
+            f"{source} holds no copy {wanted!r} of the weights; it holds {found}."
+        )
+    taken = [wanted] if wanted is not None else there[:1]
+    return (taken[0] if len(there) > 1 else ""), (*taken, *keys)
 
 
 def unwrap(checkpoint: Any, *, keys: Sequence[str], source: str) -> StateDict:

@@ -77,4 +77,4 @@ def import_tokenizer(
         "codes": codes,
         "dim": dim,
     }
-    return Imported(plain.config | {"quantizer": quantizer}, plain.weights, source)
+    return Imported(plain.config | {"quantizer": quantizer}, plain.weights, source, plain.copy)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from argen.errors import CheckpointError, UserError
-from argen.interop.base import Imported, Rule, StateDict, count, rename, unwrap
+from argen.interop.base import Imported, Rule, StateDict, copy_in, count, rename, unwrap
 from argen.interop.mar_klvae import import_tokenizer as import_tokenizer
 from argen.spec import CodeSpec, Segment
 
@@ -110,15 +110,20 @@ def norm_eps(norm_layer: str | None) -> float:
     return float(found.group(1)) if found else 1e-5
 
 
-def import_generator(checkpoint: Any, *, source: str, heads: int | None = None) -> Imported:
+def import_generator(
+    checkpoint: Any, *, source: str, heads: int | None = None, copy: str | None = None
+) -> Imported:
     """Import a released `checkpoint-last.pth`; every width is read off the weights.
 
     Args:
         checkpoint: what the file holds.
         source: the file, for messages.
         heads: attention heads, where the width is not one of the published ones.
+        copy: `model_ema` or `model`, where a file holds both; the average by default, as in the
+            published evaluation.
     """
-    weights = unwrap(checkpoint, keys=WRAPPERS, source=source)
+    copy, keys = copy_in(checkpoint, keys=WRAPPERS, source=source, wanted=copy)
+    weights = unwrap(checkpoint, keys=keys, source=source)
     if "diffloss.net.input_proj.weight" not in weights or "fake_latent" not in weights:
         raise CheckpointError(f"{source} is not a MAR generator: no diffloss.net or fake_latent.")
     classes, dim = weights["class_emb.weight"].shape
@@ -147,4 +152,6 @@ def import_generator(checkpoint: Any, *, source: str, heads: int | None = None) 
         "diffloss_w": weights["diffloss.net.input_proj.weight"].shape[0],
         "diffloss_d": count(weights, r"diffloss\.net\.res_blocks\.(\d+)\..*"),
     }
-    return Imported(generator_config(config), generator_weights(weights, source=source), source)
+    return Imported(
+        generator_config(config), generator_weights(weights, source=source), source, copy
+    )

@@ -12,7 +12,7 @@ from argen.errors import CheckpointError, UserError
 from argen.interop.base import Imported, Rule, StateDict, count, rename, unwrap
 from argen.interop.open_magvit2_ar import import_generator as import_generator
 from argen.interop.open_magvit2_ar import sub_token_bits
-from argen.interop.taming.tokenizer import ema_weights
+from argen.interop.taming.tokenizer import ema_weights, named_copy
 
 SOURCE = "open_magvit2"
 
@@ -166,6 +166,7 @@ def import_tokenizer(
         config=tokenizer_config(config, image_size=image_size),
         weights=tokenizer_weights(weights, source=source, ema=ema),
         source=source,
+        copy=named_copy(weights, ema=ema),
     )
 
 

@@ -61,4 +61,5 @@ def import_tokenizer(
         config=tokenizer_config(config, image_size=image_size),
         weights=tokenizer_weights(weights, source=source, ema=ema),
         source=source,
+        copy=open_magvit2.named_copy(weights, ema=ema),
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from argen.errors import CheckpointError, UserError
-from argen.interop.base import Imported, Rule, StateDict, count, rename, unwrap
+from argen.interop.base import Imported, Rule, StateDict, copy_in, count, rename, unwrap
 from argen.interop.mar_klvae import import_tokenizer as import_tokenizer
 from argen.spec import CodeSpec, Segment
 
@@ -117,15 +117,20 @@ def generator_config(
     }
 
 
-def import_generator(checkpoint: Any, *, source: str, heads: int | None = None) -> Imported:
+def import_generator(
+    checkpoint: Any, *, source: str, heads: int | None = None, copy: str | None = None
+) -> Imported:
     """Import `xAR-B.pth`, `xAR-L.pth`, `xAR-H.pth` or a training checkpoint.
 
     Args:
         checkpoint: what the file holds.
         source: the file, for messages.
         heads: attention heads, where the width is not one of the published ones.
+        copy: `model_ema` or `model`, where a file holds both; the average by default, as in the
+            published evaluation.
     """
-    weights = unwrap(checkpoint, keys=WRAPPERS, source=source)
+    copy, keys = copy_in(checkpoint, keys=WRAPPERS, source=source, wanted=copy)
+    weights = unwrap(checkpoint, keys=keys, source=source)
     if "encoder_blocks.0.ada_lin.1.weight" not in weights or "pred.weight" not in weights:
         raise CheckpointError(f"{source} is not an xAR generator: no ada_lin or pred.")
     rows, dim = weights["class_emb.weight"].shape
@@ -151,7 +156,9 @@ def import_generator(checkpoint: Any, *, source: str, heads: int | None = None) 
         "mlp_ratio": (hidden + 0.5) * 3 / 2 / dim,
         "clusters": _clusters(weights, length),
     }
-    return Imported(generator_config(config), generator_weights(weights, source=source), source)
+    return Imported(
+        generator_config(config), generator_weights(weights, source=source), source, copy
+    )
 
 
 def _clusters(weights: Mapping[str, Tensor], length: int) -> int:

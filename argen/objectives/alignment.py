@@ -17,17 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from argen.errors import CheckpointError, UserError
-from argen.objectives.losses import adaptive_weight
+from argen.objectives.balance import adaptive_weight
 from argen.pretrained.efficientnet import PIXEL_MEAN, PIXEL_STD, load_efficientnet_lite0
 from argen.pretrained.tapped import Frozen, TappedNetwork
 
 TAP, TAP_WIDTH, TAP_FACTOR = "blocks.10", 112, 16  # the last block before the fifth halving
 
 log = logging.getLogger(__name__)
-
-
-# The largest adaptive weight, as published: in effect no limit.
-LARGEST = 1e8
 
 
 class FrozenFeatures(Frozen):
@@ -87,6 +83,8 @@ class AlignmentLoss(nn.Module):
         distance_margin: m in relu(|difference of similarities| - m).
         cosine_weight: weight of the cosine term.
         distance_weight: weight of the distance-matrix term.
+        max_scale: largest scale that balances the loss against the reconstruction; published as 1e8
+            beside a reconstruction loss that is summed over an image's numbers.
     """
 
     def __init__(
@@ -99,6 +97,7 @@ class AlignmentLoss(nn.Module):
         distance_margin: float = 0.0,
         cosine_weight: float = 1.0,
         distance_weight: float = 1.0,
+        max_scale: float = 1e8,
     ) -> None:
         super().__init__()
         if project not in ("latent", "features"):
@@ -113,6 +112,7 @@ class AlignmentLoss(nn.Module):
         )
         self.cosine_margin, self.distance_margin = cosine_margin, distance_margin
         self.cosine_weight, self.distance_weight = cosine_weight, distance_weight
+        self.max_scale = max_scale
 
     def terms(self, images: Tensor, latents_BhwC: Tensor) -> dict[str, Tensor]:
         """Return the unweighted terms `alignment_cosine` and `alignment_distance`.
@@ -145,7 +145,9 @@ class AlignmentLoss(nn.Module):
         return total + self.distance_weight * terms["alignment_distance"], terms
 
 
-def alignment_scale(reconstruction: Tensor, alignment: Tensor, encoder_layer: Tensor) -> Tensor:
+def alignment_scale(
+    reconstruction: Tensor, alignment: Tensor, encoder_layer: Tensor, *, high: float = 1e8
+) -> Tensor:
     """Return |d reconstruction| / |d alignment| at the encoder's last layer, detached.
 
     It lets the alignment pull as hard on the encoder as the reconstruction does, before its own
@@ -155,8 +157,9 @@ def alignment_scale(reconstruction: Tensor, alignment: Tensor, encoder_layer: Te
         reconstruction: the weighted pixel and perceptual terms, a scalar.
         alignment: from `AlignmentLoss`.
         encoder_layer: `KLTokenizer.encoder_last_layer()`, part of the graph of both.
+        high: largest scale.
     """
-    return adaptive_weight(reconstruction, alignment, encoder_layer, high=LARGEST)
+    return adaptive_weight(reconstruction, alignment, encoder_layer, high=high)
 
 
 def foundation_features(

@@ -1,7 +1,8 @@
 """Networks that tell images from reconstructions, for the adversarial term of a tokenizer.
 
 All map images (B, 3, H, W) in [-1, 1] to logits, large for real ones; one a patch, (B, 1, h, w),
-or one an image, (B, 1). They know nothing of losses; see `argen.objectives.losses`.
+or one an image, (B, 1). They know nothing of losses; see
+`argen.objectives.adversarial`.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class ActNorm(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges overlapping patches: the PatchGAN of pix2pix (arXiv 1611.07004) as in VQGAN.
+    """One logit a patch, patches overlap: the PatchGAN of pix2pix (arXiv 1611.07004) as in VQGAN.
 
     Args:
         channels: width of the first layer; doubled a layer, eight times at most.
@@ -251,7 +252,7 @@ class ResidualStage(nn.Module):
 
 
 class StyleGANDiscriminator(nn.Module):
-    """Judges the whole image: the residual discriminator of StyleGAN2 (arXiv 1912.04958).
+    """One logit for the whole image: the residual discriminator of StyleGAN2 (arXiv 1912.04958).
 
     Args:
         image_size: side of the images, a power of two from 8 on.

@@ -50,7 +50,7 @@ class FeatureDiscriminator(nn.Module):
 
     Args:
         network: takes images normalised by `mean` and `std`; frozen, and not saved.
-        taps: names of the submodules whose output is judged: maps (B, C, h, w) or tokens (B, L, C).
+        taps: names of the submodules that the heads read: maps (B, C, h, w) or tokens (B, L, C).
         channels: C of each tap.
         kernel: kernel of the residual convolution in the middle of a head.
         size: side that images are resized to; 0 leaves them.
@@ -73,7 +73,7 @@ class FeatureDiscriminator(nn.Module):
         if len(taps) != len(channels):
             raise UserError(f"{len(taps)} taps need as many channels, not {len(channels)}.")
         self.size = size
-        self.eyes = TappedNetwork(network, taps=taps, mean=mean, std=std)
+        self.backbone = TappedNetwork(network, taps=taps, mean=mean, std=std)
         self.heads = nn.ModuleList(
             nn.Sequential(
                 conv_block(width, 1),
@@ -90,7 +90,7 @@ class FeatureDiscriminator(nn.Module):
                 images, size=(self.size, self.size), mode="bilinear", antialias=True
             )
         logits = []
-        for seen, head in zip(self.eyes(images), self.heads):
+        for seen, head in zip(self.backbone(images), self.heads):
             x_BCL = seen.flatten(2) if seen.ndim == 4 else seen.transpose(1, 2)
             logits.append(head(x_BCL).flatten(1))
         return torch.cat(logits, dim=1)

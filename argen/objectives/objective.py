@@ -1,4 +1,4 @@
-"""What a tokenizer is trained on: a weighted sum of named terms, and the discriminator's side.
+"""What a tokenizer is trained on: a weighted sum of named terms, and the discriminator's loss.
 
 The class holds everything the losses need besides the tokenizer (perceptual networks,
 discriminator, running means), so that a training loop only calls it twice a step:
@@ -16,18 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from argen.errors import UserError, suggest
-from argen.objectives.alignment import AlignmentLoss, alignment_scale
-from argen.objectives.losses import (
-    DISCRIMINATOR_LOSSES,
-    GENERATOR_LOSSES,
-    RECONSTRUCTION,
-    LeCam,
-    adaptive_weight,
+from argen.objectives.adversarial import (
+    DiscriminatorLoss,
+    GeneratorLoss,
     discriminator_loss,
     generator_loss,
-    gradient_penalty,
-    reconstruction_loss,
 )
+from argen.objectives.alignment import AlignmentLoss, alignment_scale
+from argen.objectives.balance import adaptive_weight
+from argen.objectives.image_terms import with_pixel_errors
+from argen.objectives.regularizers import LeCam, gradient_penalty
 from argen.tokenizers.base import TokenizerOutput
 from argen.tokenizers.schedules import Linear, Scheduled, value_at
 
@@ -37,21 +35,31 @@ Terms = dict[str, Tensor]
 class Objective(nn.Module):
     """The losses of a recipe.
 
+    All images are (B, 3, H, W) in [-1, 1], and every term is a mean over the batch; what a term is
+    a mean of, and in which range, its own class says.
+
     Args:
-        weights: weight of every term by name, a number or a schedule: `l1`, `l2`, the perceptual
-            terms, `adversarial`, and whatever the tokenizer's own losses are called. Every loss
-            that the tokenizer gives needs one, 0 if it is only to be logged; weights of losses
-            that it does not give are ignored, so that quantisers may be exchanged.
-        perceptual: distances by name, e.g. {"lpips": LPIPS(...)}.
+        weights: weight of every term by name, a number or a schedule (any callable from the
+            training step to a number, e.g. `argen.tokenizers.schedules.Linear`): `l1`, `l2`, those
+            of `image_terms` and `latent_terms`, `adversarial`, `alignment`, and whatever the
+            tokenizer's own losses are called. Every loss that the tokenizer gives needs one, 0 if
+            it is only to be logged; weights of losses that it does not give are ignored, so that
+            quantisers may be exchanged.
+        image_terms: distances between reconstructions and images by name, see `image_terms.py`;
+            `l1` and `l2` are there without being named, and can be replaced.
+        latent_terms: losses of anything a `TokenizerOutput` holds, by name: modules with
+            `forward(output, images)` that give a scalar.
         discriminator: maps images to logits; without it there is no adversarial term.
-        discriminator_form: see `losses.discriminator_loss`.
-        generator_form: see `losses.generator_loss`.
+        discriminator_form: what the discriminator minimises, a name of `adversarial.py` or a
+            callable of the logits of images and of reconstructions.
+        generator_form: what the tokenizer minimises to make reconstructions look real, a name or a
+            callable of the logits of reconstructions.
         adaptive: scale the adversarial term to the gradient of the reconstruction at the last
-            layer (see `losses.adaptive_weight`), before its weight.
+            layer (see `adaptive_weight`), before its weight.
         adaptive_range: least and largest value of that scale.
         discriminator_start: first step at which the discriminator is trained.
-        adversarial_start: first step at which the tokenizer feels it; `discriminator_start` if not
-            given. A later one lets the discriminator catch up first.
+        adversarial_start: first step at which the adversarial term counts for the tokenizer;
+            `discriminator_start` if not given. A later one lets the discriminator catch up first.
         adversarial_warmup: steps over which the adversarial weight then rises in a line.
         discriminator_weight: multiplies the discriminator's own loss.
         lecam: regulariser of the logits.
@@ -64,16 +72,20 @@ class Objective(nn.Module):
         alignment: pulls the sampled latents of a KL tokenizer towards features of a frozen
             network; scaled to the gradient of the reconstruction at the encoder's last layer,
             before `weights.alignment`.
+
+    Raises:
+        UserError: if a term has no weight, a form is unknown, or a part is missing.
     """
 
     def __init__(
         self,
         *,
         weights: Mapping[str, Scheduled],
-        perceptual: Mapping[str, nn.Module] | None = None,
+        image_terms: Mapping[str, nn.Module] | None = None,
+        latent_terms: Mapping[str, nn.Module] | None = None,
         discriminator: nn.Module | None = None,
-        discriminator_form: str = "hinge",
-        generator_form: str = "hinge",
+        discriminator_form: str | DiscriminatorLoss = "hinge",
+        generator_form: str | GeneratorLoss = "hinge",
         adaptive: bool = False,
         adaptive_range: tuple[float, float] = (0.0, 1e4),
         discriminator_start: int = 0,
@@ -89,18 +101,13 @@ class Objective(nn.Module):
         alignment: AlignmentLoss | None = None,
     ) -> None:
         super().__init__()
-        for given, known in (
-            (discriminator_form, DISCRIMINATOR_LOSSES),
-            (generator_form, GENERATOR_LOSSES),
-        ):
-            if given not in known:
-                raise UserError(
-                    f"Unknown adversarial loss {given!r}; use one of {', '.join(known)}."
-                    f"{suggest(given, known)}"
-                )
+        discriminator_loss(discriminator_form), generator_loss(generator_form)  # do they exist?
+        self.discriminator_form, self.generator_form = discriminator_form, generator_form
         self.weights = dict(weights)
-        self.perceptual = nn.ModuleDict(dict(perceptual or {}))
-        unweighted = [name for name in self.perceptual if name not in self.weights]
+        self.image_terms = nn.ModuleDict(with_pixel_errors(image_terms or {}))
+        self.latent_terms = nn.ModuleDict(dict(latent_terms or {}))
+        terms = {**(image_terms or {}), **self.latent_terms}
+        unweighted = [name for name in terms if name not in self.weights]
         if discriminator is not None and "adversarial" not in self.weights:
             unweighted.append("adversarial")
         if alignment is not None and "alignment" not in self.weights:
@@ -112,9 +119,8 @@ class Objective(nn.Module):
         if consistency_weight and augment is None:
             raise UserError("consistency_weight compares augmented logits; give augment as well.")
         if lecam_weight and lecam is None:
-            raise UserError("lecam_weight needs lecam; give argen.objectives.losses.LeCam.")
+            raise UserError("lecam_weight needs lecam; give argen.objectives.regularizers.LeCam.")
         self.discriminator = discriminator
-        self.discriminator_form, self.generator_form = discriminator_form, generator_form
         self.adaptive = adaptive
         self.adaptive_range = (float(adaptive_range[0]), float(adaptive_range[1]))
         self.discriminator_start = discriminator_start
@@ -164,28 +170,34 @@ class Objective(nn.Module):
         encoder_layer: Tensor | None,
     ) -> tuple[Tensor, Terms]:
         reconstruction = output.images.float()
-        pixel = {kind: reconstruction_loss(reconstruction, images, kind) for kind in RECONSTRUCTION}
-        for name, distance in self.perceptual.items():
-            if value_at(self.weights[name], step):
-                pixel[name] = distance(reconstruction, images)
+        seen = {
+            name: term(reconstruction, images)
+            for name, term in self.image_terms.items()
+            if getattr(term, "always", False) or value_at(self.weights.get(name, 0.0), step)
+        }
         missing = [name for name in output.losses if name not in self.weights]
         if missing:
             raise UserError(
                 f"The tokenizer gives a loss {missing[0]!r} without a weight; add "
                 f"weights.{missing[0]} (0 only logs it).{suggest(missing[0], self.weights)}"
             )
-        seen = self._weighted(pixel, step, images)
-        total = seen + self._weighted(output.losses, step, images)
-        terms = {**pixel, **output.losses}
+        latent = {
+            name: term(output, images)
+            for name, term in self.latent_terms.items()
+            if value_at(self.weights[name], step)
+        }
+        fidelity = self._weighted(seen, step, images)
+        total = fidelity + self._weighted({**output.losses, **latent}, step, images)
+        terms = {**seen, **output.losses, **latent}
         if self.alignment is not None:
-            pull, aligned = self._align(images, output, seen, encoder_layer)
+            pull, aligned = self._align(images, output, fidelity, encoder_layer)
             total = total + value_at(self.weights["alignment"], step) * pull
             terms |= aligned
         strength = self.strength(step) if self.trains_discriminator(step) else 0.0
         if strength:
-            adversarial = generator_loss(self._judge(reconstruction), self.generator_form)
+            adversarial = generator_loss(self.generator_form)(self._frozen_logits(reconstruction))
             weight = strength * value_at(self.weights["adversarial"], step)
-            scale = self._adaptive_scale(seen, adversarial, last_layer)
+            scale = self._adaptive_scale(fidelity, adversarial, last_layer)
             total = total + weight * scale * adversarial
             terms |= {"adversarial": adversarial, "adaptive_weight": scale}
         return total, {name: value.detach() for name, value in terms.items()}
@@ -199,7 +211,7 @@ class Objective(nn.Module):
                 total = total + weight * value.float()
         return total
 
-    def _adaptive_scale(self, seen: Tensor, adversarial: Tensor, last: Tensor | None) -> Tensor:
+    def _adaptive_scale(self, fidelity: Tensor, adversarial: Tensor, last: Tensor | None) -> Tensor:
         if not self.adaptive:
             return adversarial.new_ones(())
         if not adversarial.requires_grad:  # Validation: no gradient to balance.
@@ -210,10 +222,10 @@ class Objective(nn.Module):
                 "tokenizer does not name; set adaptive=false."
             )
         low, high = self.adaptive_range
-        return adaptive_weight(seen, adversarial, last, low=low, high=high)
+        return adaptive_weight(fidelity, adversarial, last, low=low, high=high)
 
     def _align(
-        self, images: Tensor, output: TokenizerOutput, seen: Tensor, layer: Tensor | None
+        self, images: Tensor, output: TokenizerOutput, fidelity: Tensor, layer: Tensor | None
     ) -> tuple[Tensor, Terms]:
         """Return the scaled alignment loss, and its parts for the log."""
         assert self.alignment is not None
@@ -223,12 +235,14 @@ class Objective(nn.Module):
                 "encoder_last_layer, such as KLTokenizer; leave alignment out."
             )
         value, terms = self.alignment(images, output.latents)
-        balanced = torch.is_grad_enabled() and seen.requires_grad
-        scale = alignment_scale(seen, value, layer) if balanced else value.new_zeros(())
+        balanced = torch.is_grad_enabled() and fidelity.requires_grad
+        if not balanced:
+            return value * 0, {**terms, "alignment_scale": value.new_zeros(())}
+        scale = alignment_scale(fidelity, value, layer, high=self.alignment.max_scale)
         return scale * value, {**terms, "alignment_scale": scale}
 
-    def _judge(self, reconstruction: Tensor) -> Tensor:
-        """Return the logits of reconstructions; no gradient reaches the discriminator."""
+    def _frozen_logits(self, reconstruction: Tensor) -> Tensor:
+        """Return the logits of reconstructions; the discriminator's weights get no gradient."""
         assert self.discriminator is not None
         if self.augment is not None:
             reconstruction = self.augment(reconstruction)
@@ -260,7 +274,7 @@ class Objective(nn.Module):
         if self.augment is not None:
             seen_real, seen_fake = self.augment(images), self.augment(reconstruction)
         real, fake = self.discriminator(seen_real), self.discriminator(seen_fake)
-        loss = discriminator_loss(real, fake, self.discriminator_form)
+        loss = discriminator_loss(self.discriminator_form)(real, fake)
         total = self.discriminator_weight * loss
         terms = {"discriminator": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
         if self.lecam is not None:

@@ -1,4 +1,4 @@
-"""DINO's ViT-S/16 (arXiv 2104.14294), read at several depths: the eyes of VAR's discriminator.
+"""DINO's ViT-S/16 (arXiv 2104.14294), read at several depths: the backbone of VAR's discriminator.
 
 The released file `dino_deitsmall16_pretrain.pth` (Apache-2.0) is loaded by path; nothing is
 downloaded.

@@ -15,6 +15,7 @@ KEYS = {
     "decoder.randomize": "decoder.choice_temperature",
     "fit.most_skipped": "fit.max_skipped",
     "fit.recompute": "fit.gradient_checkpointing",
+    "objective.perceptual": "objective.image_terms",
     "optim.final": "optim.min_lr_ratio",
     "optim.plateau": "optim.hold",
     "optim.stair": "optim.gamma",
@@ -31,7 +32,7 @@ def renamed_word(word: str) -> str:
     key, equals, value = word.partition("=")
     bare = key.lstrip("+~")
     prefix, rest = _stage(bare)
-    new = KEYS.get(rest, rest)
+    new = _new_key(rest)
     told = VALUES.get((new, value), value)
     if (new, told) == (rest, value):
         return word
@@ -41,6 +42,14 @@ def renamed_word(word: str) -> str:
     result = f"{sign}{prefix}{new}{equals}{told}"
     _warn(word, result)
     return result
+
+
+def _new_key(key: str) -> str:
+    """Return the name of today of a key, or of the settings below one: `objective.perceptual.x`."""
+    for old, new in KEYS.items():
+        if key == old or key.startswith(f"{old}."):
+            return new + key[len(old) :]
+    return key
 
 
 def renamed_settings(config: Any) -> Any:
@@ -63,7 +72,7 @@ def _rename_within(config: dict[str, Any]) -> None:
             new_group, _, new_name = new.rpartition(".")
             target = _descend(config, new_group)
             if target is not None:
-                target[new_name] = holder.pop(name)
+                target[new_name] = _over(target.get(new_name), holder.pop(name))
                 _warn(old, new)
     for (key, old), new in VALUES.items():
         group, _, name = key.rpartition(".")
@@ -78,6 +87,13 @@ def _descend(config: dict[str, Any], path: str) -> dict[str, Any] | None:
     for part in path.split("."):
         node = node.get(part) if isinstance(node, dict) else None
     return node if isinstance(node, dict) else None
+
+
+def _over(below: Any, above: Any) -> Any:
+    """Return settings laid over others; single values replace."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    return below | {key: _over(below.get(key), value) for key, value in above.items()}
 
 
 def _copy(value: Any) -> Any:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from inspect import Parameter, signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from argen.errors import UserError
+from argen.errors import UserError, suggest
 from argen.layers.noise import Noise
 from argen.spec import CodeSpec
 
@@ -37,6 +40,18 @@ class TokenizerOutput:
 class Tokenizer(nn.Module, ABC):
     """Maps images (B, 3, H, W) in [-1, 1] to codes, and codes to images.
 
+    A subclass writes `_encode`, `_decode`, `forward` and `spec`. The keyword arguments of the first
+    two are the options that `encode` and `decode` take; a caller who gives another one is told
+    so here, by name. Names with a meaning of their own, for those that have them:
+
+    - `noise`: a `Noise`, random numbers of a stochastic encoder or decoder;
+    - `length`: decode only this many leading codes;
+    - `text`: token features (B, T, F) for text-aware networks;
+    - `steps`, `guidance`: of an iterative decoder;
+    - `scales`: another pyramid than the tokenizer's own.
+
+    An option that is None counts as not given, so a caller may pass on what it was not told.
+
     Attributes:
         image_size: (H, W) that `spec` describes.
         factor: H and W must be divisible by it.
@@ -55,17 +70,79 @@ class Tokenizer(nn.Module, ABC):
     def spec(self) -> CodeSpec:
         """The codes of one image of `image_size`."""
 
-    @abstractmethod
-    def encode(
-        self, images: Tensor, *, noise: Noise | None = None, text: Tensor | None = None
-    ) -> Tensor:
+    @property
+    def encode_options(self) -> tuple[str, ...]:
+        """Names of the options that `encode` takes."""
+        return keywords(self._encode)
+
+    @property
+    def decode_options(self) -> tuple[str, ...]:
+        """Names of the options that `decode` takes."""
+        return keywords(self._decode)
+
+    def encode(self, images: Tensor, **options: Any) -> Tensor:
         """Return codes: long (B, L) or (B, L, G), or float (B, L, C) of unit scale.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
-            noise: draws of a stochastic encoder; its deterministic form when None.
-            text: features for text-aware tokenizers.
+            options: see `encode_options`.
+
+        Raises:
+            UserError: if the images cannot be encoded, or an option is not one of this tokenizer's.
         """
+        given = self._given("encode", self.encode_options, options)
+        self.check_images(images)
+        return self._encode(images, **given)
+
+    def decode(self, codes: Tensor, **options: Any) -> Tensor:
+        """Return images (B, 3, H, W), not clamped.
+
+        Args:
+            codes: as `encode` gives them.
+            options: see `decode_options`.
+
+        Raises:
+            UserError: if the codes do not fit, or an option is not one of this tokenizer's.
+        """
+        given = self._given("decode", self.decode_options, options)
+        self.check_codes(codes, **given)
+        return self._decode(codes, **given)
+
+    def decode_latents(self, z: Tensor) -> Tensor:
+        """Return images (B, 3, H, W), not clamped, of vectors as they leave the quantiser.
+
+        For tokenizers that have such vectors: a mean over codes, which is no code, decodes too.
+        Options that concern the decoder network are keyword arguments here as well.
+
+        Args:
+            z: vectors, laid out as the tokenizer's own says.
+
+        Raises:
+            UserError: if this tokenizer decodes codes alone.
+        """
+        raise UserError(f"{type(self).__name__} decodes codes alone, no vectors between them.")
+
+    @abstractmethod
+    def _encode(self, images: Tensor) -> Tensor:
+        """Return the codes of images that were checked; options are keyword arguments here."""
+
+    @abstractmethod
+    def _decode(self, codes: Tensor) -> Tensor:
+        """Return the images of codes that were checked; options are keyword arguments here."""
+
+    def _given(
+        self, call: str, known: tuple[str, ...], options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return the options that are set; raise `UserError` for one that is not known."""
+        given = {name: value for name, value in options.items() if value is not None}
+        for name in given:
+            if name not in known:
+                takes = ", ".join(known) or "no options"
+                raise UserError(
+                    f"{type(self).__name__} cannot {call} with {name}=; it takes {takes}: leave "
+                    f"{name} out.{suggest(name, known)}"
+                )
+        return given
 
     @property
     def has_moments(self) -> bool:
@@ -75,28 +152,6 @@ class Tokenizer(nn.Module, ABC):
     def moments(self, images: Tensor) -> Tensor:
         """Return means, then standard deviations of the codes' posterior, float (B, L, 2C)."""
         raise UserError(f"The codes of {type(self).__name__} have no posterior.")
-
-    @abstractmethod
-    def decode(
-        self,
-        codes: Tensor,
-        *,
-        length: int | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
-        noise: Noise | None = None,
-        text: Tensor | None = None,
-    ) -> Tensor:
-        """Return images (B, 3, H, W), not clamped.
-
-        Args:
-            codes: as `encode` gives them.
-            length: decode only this many leading codes, where the tokenizer can.
-            steps: steps of an iterative decoder.
-            guidance: guidance weight of an iterative decoder.
-            noise: draws of a stochastic decoder.
-            text: features for text-aware tokenizers.
-        """
 
     @abstractmethod
     def forward(self, images: Tensor, *, noise: Noise | None = None) -> TokenizerOutput:
@@ -136,18 +191,12 @@ class Tokenizer(nn.Module, ABC):
                     "rescale 0..255 images by x / 127.5 - 1."
                 )
 
-    def require_plain_decode(
-        self, *, length: int | None, steps: int | None, guidance: float | None
-    ) -> None:
-        """Raise if an option was asked for that a one-pass, fixed-length decoder cannot follow."""
-        given = {"length": length, "steps": steps, "guidance": guidance}
-        for name, value in given.items():
-            if value is not None:
-                raise UserError(
-                    f"{type(self).__name__} decodes all codes in one pass: leave out {name}={value}"
-                )
+    def check_codes(self, codes: Tensor, **options: Any) -> None:
+        """Raise `UserError` unless `codes` can be decoded with these options of `decode`."""
+        self.spec.check(codes)
 
 
-def as_size(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
-    """Return (H, W) from one side or a pair."""
-    return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
+def keywords(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the names of a function's keyword-only arguments."""
+    arguments = signature(function).parameters.values()
+    return tuple(a.name for a in arguments if a.kind is Parameter.KEYWORD_ONLY)

@@ -251,26 +251,12 @@ class CNNTokenizer(Tokenizer):
             images = (images + 1) / 2
         return self.quant_conv(self.encoder(images)).permute(0, 2, 3, 1)
 
-    def encode(
-        self, images: Tensor, *, noise: Noise | None = None, text: Tensor | None = None
-    ) -> Tensor:
+    def _encode(self, images: Tensor, *, noise: Noise | None = None) -> Tensor:
         """Return codes in raster order: ids (B, h * w) or (B, h * w, G), bits or floats."""
-        self.check_images(images)
         return self.quantizer.encode(self.latents(images), noise=noise).flatten(1, 2)
 
-    def decode(
-        self,
-        codes: Tensor,
-        *,
-        length: int | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
-        noise: Noise | None = None,
-        text: Tensor | None = None,
-    ) -> Tensor:
+    def _decode(self, codes: Tensor, *, noise: Noise | None = None) -> Tensor:
         """Return images (B, 3, H, W) of codes that follow `spec`."""
-        self.require_plain_decode(length=length, steps=steps, guidance=guidance)
-        self.spec.check(codes)
         z = self.quantizer.lookup(codes.unflatten(1, self.spec.grid))
         return self.decode_latents(z, noise=noise)
 

@@ -67,11 +67,8 @@ class KLTokenizer(CNNTokenizer):
         grid = (self.image_size[0] // self.factor, self.image_size[1] // self.factor)
         return CodeSpec("continuous", (Segment(grid, dim=self.quantizer.dim * self.patch**2),))
 
-    def encode(
-        self, images: Tensor, *, noise: Noise | None = None, text: Tensor | None = None
-    ) -> Tensor:
+    def _encode(self, images: Tensor, *, noise: Noise | None = None) -> Tensor:
         """Return codes (B, L, C patch^2): samples with noise, the posterior's mean without."""
-        self.check_images(images)
         training = self.quantizer.training
         self.quantizer.eval()  # so that codes without noise are the mean in training too
         try:
@@ -91,19 +88,8 @@ class KLTokenizer(CNNTokenizer):
         both = self.bottleneck.code_moments(self.latents(images))  # B h w C each
         return torch.cat([patchify(x.permute(0, 3, 1, 2), self.patch) for x in both], dim=-1)
 
-    def decode(
-        self,
-        codes: Tensor,
-        *,
-        length: int | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
-        noise: Noise | None = None,
-        text: Tensor | None = None,
-    ) -> Tensor:
+    def _decode(self, codes: Tensor, *, noise: Noise | None = None) -> Tensor:
         """Return images (B, 3, H, W) of codes (B, L, C patch^2)."""
-        self.require_plain_decode(length=length, steps=steps, guidance=guidance)
-        self.spec.check(codes)
         codes = unpatchify(codes, self.spec.grid, self.patch).permute(0, 2, 3, 1)
         return self.decode_latents(self.quantizer.lookup(codes), noise=noise)
 

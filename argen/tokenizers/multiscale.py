@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -62,53 +63,39 @@ class MultiScaleTokenizer(Tokenizer):
         """Return the latent map (B, h, w, C) that is quantised."""
         return self.quant_conv(self.encoder(images)).permute(0, 2, 3, 1)
 
-    def encode(
-        self,
-        images: Tensor,
-        *,
-        noise: Noise | None = None,
-        text: Tensor | None = None,
-        scales: Sequence[int | Sequence[int]] | None = None,
+    def _encode(
+        self, images: Tensor, *, scales: Sequence[int | Sequence[int]] | None = None
     ) -> Tensor:
         """Return ids (B, L), scale after scale, each in raster order.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
-            noise: unused, encoding is deterministic.
-            text: unused.
             scales: another pyramid, for images of another size or shape than `image_size`.
         """
-        self.check_images(images)
         return self.quantizer.encode(self.latents(images), scales=_given(scales))
 
-    def decode(
+    def _decode(
         self,
         codes: Tensor,
         *,
         length: int | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
-        noise: Noise | None = None,
-        text: Tensor | None = None,
         scales: Sequence[int | Sequence[int]] | None = None,
     ) -> Tensor:
         """Return images (B, 3, H, W).
 
         Args:
-            codes: all ids (B, L).
+            codes: ids (B, L) as `encode` gives them.
             length: decode only this many leading codes, a preview; they must be whole scales,
                 see `preview_lengths`.
-            steps: refused, there is one pass.
-            guidance: refused.
-            noise: unused.
-            text: unused.
             scales: the pyramid that `codes` were encoded with, if not the tokenizer's own.
         """
-        self.require_plain_decode(length=None, steps=steps, guidance=guidance)
-        pyramid = _given(scales) or self.quantizer.scales
-        CodeSpec("discrete", tuple(self.quantizer.segment(s) for s in pyramid)).check(codes)
-        maps = self.quantizer.maps(codes[:, :length], pyramid)
+        maps = self.quantizer.maps(codes[:, :length], _given(scales) or self.quantizer.scales)
         return self.decode_latents(maps[-1].permute(0, 2, 3, 1))
+
+    def check_codes(self, codes: Tensor, **options: Any) -> None:
+        """Raise `UserError` unless `codes` are those of the pyramid that is meant."""
+        pyramid = _given(options.get("scales")) or self.quantizer.scales
+        CodeSpec("discrete", tuple(self.quantizer.segment(s) for s in pyramid)).check(codes)
 
     @property
     def preview_lengths(self) -> list[int]:

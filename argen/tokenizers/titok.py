@@ -7,7 +7,7 @@ One-D-Piece, whose images can be cut after any number of tokens (arXiv 2501.1006
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -151,11 +151,8 @@ class TiTok(Tokenizer):
         """Return what is quantised, (B, K, encoder.out_channels), of images in [-1, 1]."""
         return self.encoder((images + 1) / 2)
 
-    def encode(
-        self, images: Tensor, *, noise: Noise | None = None, text: Tensor | None = None
-    ) -> Tensor:
-        """Return ids (B, K), or floats (B, K, C), or `emit` of them; text plays no part here."""
-        self.check_images(images)
+    def _encode(self, images: Tensor, *, noise: Noise | None = None) -> Tensor:
+        """Return ids (B, K), or floats (B, K, C), or `emit` of them."""
         return self.quantizer.encode(self.latents(images), noise=noise)[:, : self.emit]
 
     @property
@@ -171,42 +168,35 @@ class TiTok(Tokenizer):
         both = self.quantizer.code_moments(self.latents(images))
         return torch.cat(both, dim=-1)[:, : self.emit]
 
-    def decode(
-        self,
-        codes: Tensor,
-        *,
-        length: int | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
-        noise: Noise | None = None,
-        text: Tensor | None = None,
+    @property
+    def decode_options(self) -> tuple[str, ...]:
+        """`length` where any length decodes, `text` where the decoder reads it."""
+        length = ("length",) if self.any_length else ()
+        return (*length, "text") if self.decoder.text_proj is not None else length
+
+    def _decode(
+        self, codes: Tensor, *, length: int | None = None, text: Tensor | None = None
     ) -> Tensor:
         """Return images (B, 3, H, W).
 
         Args:
             codes: as `encode` gives them, or fewer of them with `any_length`.
             length: use only this many leading codes, with `any_length`.
-            steps: not used by a one-pass decoder.
-            guidance: not used by a one-pass decoder.
-            noise: not used.
             text: features (B, T, F) for a text-aware decoder.
         """
-        if not self.any_length:
-            self.require_plain_decode(length=length, steps=steps, guidance=guidance)
-            self.spec.check(codes)
-        else:
-            self.require_plain_decode(length=None, steps=steps, guidance=guidance)
-            self._check_prefix(codes, length)
-            codes = codes[:, :length]
-        return self.decode_latents(self.quantizer.lookup(codes), text=text)
+        return self.decode_latents(self.quantizer.lookup(codes[:, :length]), text=text)
 
     @property
     def preview_lengths(self) -> list[int]:
         """All of them, with `any_length`."""
         return list(range(1, self.emit + 1)) if self.any_length else []
 
-    def _check_prefix(self, codes: Tensor, length: int | None) -> None:
-        K = self.encoder.latents
+    def check_codes(self, codes: Tensor, **options: Any) -> None:
+        """Raise `UserError` unless these are all codes or, with `any_length`, the first of them."""
+        if not self.any_length:
+            self.spec.check(codes)
+            return
+        K, length = self.encoder.latents, options.get("length")
         given = codes.shape[1] if codes.ndim > 1 else 0
         self._spec(min(max(given, 1), K)).check(codes)
         if length is not None and not 1 <= length <= given:

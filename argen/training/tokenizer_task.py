@@ -61,14 +61,14 @@ class TokenizerTask(Task):
         return self.tokenizer
 
     def configure_optimizers(self) -> Any:
-        """Return one optimiser and schedule for each side."""
-        sides: list[tuple[Optim, nn.Module]] = [(self.optim, self.tokenizer)]
+        """Return optimisers and schedules, the tokenizer's first, then the discriminator's."""
+        trained: list[tuple[Optim, nn.Module]] = [(self.optim, self.tokenizer)]
         if self.objective.discriminator is not None:
-            sides.append((self.discriminator_optim, self.objective.discriminator))
-        optimizers = [optim.make_optimizer(module) for optim, module in sides]
+            trained.append((self.discriminator_optim, self.objective.discriminator))
+        optimizers = [optim.make_optimizer(module) for optim, module in trained]
         schedules = [
             {"scheduler": optim.make_scheduler(optimizer, steps=self.steps), "interval": "step"}
-            for (optim, _), optimizer in zip(sides, optimizers)
+            for (optim, _), optimizer in zip(trained, optimizers)
         ]
         return optimizers, schedules
 
@@ -76,23 +76,23 @@ class TokenizerTask(Task):
         """Take the tokenizer's step, then the discriminator's on the same reconstruction."""
         images, step = batch["image"], self.global_step
 
-        def move(side: int, loss: Tensor) -> None:
-            self._step(side, loss, batch_idx)
+        def update(network: int, loss: Tensor) -> None:
+            self._step(network, loss, batch_idx)
 
-        metrics = self.take_sides(images, step, move)
+        metrics = self.generator_and_discriminator_step(images, step, update)
         self.log("loss", self.values["loss"], prog_bar=True)
         if (step + 1) % self.log_every == 0:
             self.log_details(self.values | metrics, len(images))
 
-    def take_sides(
-        self, images: Tensor, step: int, move: Callable[[int, Tensor], None]
+    def generator_and_discriminator_step(
+        self, images: Tensor, step: int, update: Callable[[int, Tensor], None]
     ) -> dict[str, Tensor]:
-        """Let each side take its step on its loss; `values` holds the terms of both afterwards.
+        """Update the tokenizer, then the discriminator; `values` then holds the terms of both.
 
         Args:
             images: images (B, 3, H, W) in [-1, 1].
             step: training step.
-            move: given a side, 0 the tokenizer or 1 the discriminator, and its loss.
+            update: given the network, 0 the tokenizer or 1 the discriminator, and its loss.
 
         Returns:
             the tokenizer's metrics.
@@ -107,20 +107,20 @@ class TokenizerTask(Task):
             encoder_layer=self.tokenizer.encoder_last_layer(),
         )
         self.values = {**terms, "loss": total.detach()}
-        move(0, total)
+        update(0, total)
         if self.objective.trains_discriminator(step):
-            d_loss, other = self.objective.discriminator_loss(images, output.images, step=step)
-            self.values |= other
-            move(1, d_loss)
+            d_loss, d_terms = self.objective.discriminator_loss(images, output.images, step=step)
+            self.values |= d_terms
+            update(1, d_loss)
         return output.metrics
 
-    def _step(self, side: int, loss: Tensor, batch_idx: int) -> None:
-        """Add one side's gradient and, after the last batch of a step, move it."""
+    def _step(self, network: int, loss: Tensor, batch_idx: int) -> None:
+        """Add one network's gradient and, after the last batch of a step, update it."""
         optimizers: Any = self.optimizers(use_pl_optimizer=True)
         schedules: Any = self.lr_schedulers()
-        optimizer = optimizers[side] if isinstance(optimizers, list) else optimizers
-        schedule = schedules[side] if isinstance(schedules, list) else schedules
-        if side > 0:
+        optimizer = optimizers[network] if isinstance(optimizers, list) else optimizers
+        schedule = schedules[network] if isinstance(schedules, list) else schedules
+        if network > 0:
             # Lightning counts a step for every optimiser; batches are what counts here.
             optimizer._on_before_step = optimizer._on_after_step = _nothing
         place = batch_idx % self.accumulate

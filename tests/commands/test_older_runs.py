@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -47,8 +48,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, monkeypatch, capsys)
 
 @pytest.mark.parametrize(("old", "new"), sorted(MOVED.items()))
 def test_old_paths_lead_to_what_is_there(old, new):
-    single = old.rpartition(".")[2][0].isupper()  # one class of a module, not all of it
-    if single:
+    single = find_spec(new.rpartition(".")[0]).submodule_search_locations is None
+    if single:  # one class or function of a module, not all of it
         with pytest.warns(DeprecationWarning, match=new):
             assert locate(old).__name__ == new.rpartition(".")[2]
     else:

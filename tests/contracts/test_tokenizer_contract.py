@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -202,6 +203,25 @@ def test_bad_codes_are_refused(name):
             tokenizer.decode(codes - limit)
     with pytest.raises(SpecError, match="do not fit"):
         tokenizer.decode(torch.cat((codes, codes), dim=1))
+
+
+@torch.inference_mode()
+def test_an_option_of_another_tokenizer_is_refused_by_name(name):
+    tokenizer = shared_tokenizer(name)
+    images, codes = smooth_images(tokenizer), random_codes(tokenizer.spec, 1)
+    for call, given, takes in (
+        ("encode", images, tokenizer.encode_options),
+        ("decode", codes, tokenizer.decode_options),
+    ):
+        assert set(takes) <= {"noise", "length", "text", "scales", "steps", "guidance"}
+        foreign = [option for option in ("guidance", "steps", "length") if option not in takes]
+        for option in foreign:
+            wanted = f"{type(tokenizer).__name__} cannot {call} with {option}=; it takes "
+            with pytest.raises(UserError, match=re.escape(wanted + (", ".join(takes) or "no"))):
+                getattr(tokenizer, call)(given, **{option: 2})
+        assert foreign
+        plain = getattr(tokenizer, call)(given)
+        assert torch.equal(plain, getattr(tokenizer, call)(given, **dict.fromkeys(foreign)))
 
 
 def test_spec_survives_json(name):

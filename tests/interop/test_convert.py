@@ -117,6 +117,33 @@ def test_a_pipeline_is_made_and_draws(source, tmp_path, monkeypatch, capsys, lla
     assert samples.images.isfinite().all()
 
 
+@pytest.mark.parametrize(("asked", "taken"), [(None, "model"), ("ema", "ema"), ("model", "model")])
+def test_which_copy_of_the_weights_is_taken_is_told_and_chosen(
+    asked, taken, tmp_path, monkeypatch, capsys, llamagen_vq
+):
+    averaged = {key: value + 1 for key, value in llamagen_vq.items()}
+    torch.save({"ema": averaged, "model": llamagen_vq}, tmp_path / "vq.pt")
+    words = ["source=llamagen", f"ckpt={tmp_path / 'vq.pt'}", f"out={tmp_path / 'model'}"]
+    words += ["image_size=8"] + [f"+tokenizer_options.copy={asked}"] * (asked is not None)
+    monkeypatch.setattr("sys.argv", ["argen", "convert", *words])
+    GlobalHydra.instance().clear()
+    cli.main()
+    assert f"vq.pt holds several copies; {taken} is taken" in capsys.readouterr().out
+    pipe = load(tmp_path / "model")
+    given = {"model": llamagen_vq, "ema": averaged}[taken]["quantize.embedding.weight"]
+    assert torch.equal(pipe.tokenizer.quantizer.codebook.weight, given)
+    assert pipe.provenance["copies"] == {"tokenizer": taken}
+
+
+def test_a_copy_that_is_not_there_is_refused(tmp_path, monkeypatch, capsys, llamagen_vq):
+    torch.save({"model": llamagen_vq}, tmp_path / "vq.pt")
+    words = ["source=llamagen", f"ckpt={tmp_path / 'vq.pt'}", f"out={tmp_path / 'model'}"]
+    words += ["image_size=8", "+tokenizer_options.copy=ema"]
+    status, error = convert(monkeypatch, capsys, *words)
+    assert status == 2
+    assert "holds no copy 'ema' of the weights; it holds model" in error
+
+
 def test_a_released_model_of_texts_is_told_its_encoder(tmp_path, monkeypatch, capsys, llamagen_vq):
     pytest.importorskip("transformers")
     vq = llamagen_vq | {"quantize.embedding.weight": torch.randn(80, 8)}

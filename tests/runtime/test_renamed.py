@@ -25,6 +25,19 @@ def test_every_old_value(key, old, new):
         assert renamed_settings({group: {name: old}}) == {group: {name: new}}
 
 
+def test_what_lies_below_an_old_key_follows_it():
+    with pytest.warns(FutureWarning, match="objective.image_terms"):
+        word = renamed_word("objective.perceptual.lpips.vgg16=a.b=c")
+    assert word == "objective.image_terms.lpips.vgg16=a.b=c"
+    assert renamed_word("objective.perceptually=1") == "objective.perceptually=1"
+    theirs, ours = {"lpips": {"vgg16": "mine"}}, {"lpips": {"size": 64, "vgg16": None}, "x": 1}
+    config = {"objective": {"perceptual": theirs, "image_terms": ours}}
+    with pytest.warns(FutureWarning, match="objective.image_terms"):
+        renewed = renamed_settings(config)
+    terms = {"lpips": {"size": 64, "vgg16": "mine"}, "x": 1}
+    assert renewed == {"objective": {"image_terms": terms}}
+
+
 def test_words_that_are_not_settings_stay():
     assert renamed_word("text=fit.recompute=true") == "text=fit.recompute=true"
     assert renamed_word("--help") == "--help"

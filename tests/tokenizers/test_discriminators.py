@@ -107,7 +107,7 @@ def test_feature_discriminator_trains_heads_alone():
     assert images.grad.abs().sum() > 0
     assert all(p.grad is not None for p in judge.heads.parameters())
     assert all(p.grad is None for p in network.parameters())
-    assert not any("eyes" in key for key in judge.state_dict())
+    assert not any("backbone" in key for key in judge.state_dict())
     with pytest.raises(UserError, match="as many channels"):
         FeatureDiscriminator(network, taps=["0"], channels=[8, 6])
 

@@ -8,8 +8,8 @@ from argen.build import build
 from argen.errors import CheckpointError, UserError
 from argen.objectives.diffaugment import DiffAugment
 from argen.objectives.discriminators import PatchDiscriminator
-from argen.objectives.losses import LeCam
 from argen.objectives.objective import Objective
+from argen.objectives.regularizers import LeCam
 from argen.runtime.presets import preset, preset_names
 from argen.tokenizers.base import TokenizerOutput
 from argen.tokenizers.schedules import Linear
@@ -161,7 +161,9 @@ def test_batch_statistics_move_in_both_steps(images):
     [
         ({"discriminator": None}, "needs a discriminator"),
         ({"weights": {"l1": 1.0}}, "No weight for adversarial"),
-        ({"perceptual": {"lpips": nn.Identity()}}, "No weight for lpips"),
+        ({"image_terms": {"lpips": nn.Identity()}}, "No weight for lpips"),
+        ({"image_terms": {"l1": "l3"}}, "give _target_"),
+        ({"latent_terms": {"small": nn.Identity()}}, "No weight for small"),
         ({"generator_form": "hing"}, "Did you mean 'hinge'"),
         ({"consistency_weight": 1.0}, "give augment"),
         ({"lecam_weight": 1.0}, "needs lecam"),
@@ -191,10 +193,10 @@ def test_presets(name, images, monkeypatch):
     width = NARROW.get(judge["_target_"].rsplit(".", 1)[1]) if judge else None
     if judge and width:
         judge["channels"] = width
-    if "convnext" in config.get("perceptual", {}):
+    if "convnext" in config.get("image_terms", {}):
         with pytest.raises(CheckpointError, match="download"):
             build(config)
-        del config["perceptual"]["convnext"]
+        del config["image_terms"]["convnext"]
     ours = build(config)
     step = max(ours.discriminator_start, ours.strength.begin) + ours.strength.steps
     images = nn.functional.interpolate(images[:2], size=32)
@@ -207,7 +209,7 @@ def test_presets(name, images, monkeypatch):
     total, terms = ours.tokenizer_loss(images, output, step=step, last_layer=image)
     total.backward()
     assert image.grad.abs().sum() > 0
-    assert {*ours.perceptual, *own} <= set(terms)
+    assert {*ours.image_terms, *own} <= set(terms)
     if ours.discriminator is None:
         assert "adversarial" not in terms
         return

@@ -40,7 +40,7 @@ def pair() -> tuple[ReleasedStep, TokenizerStep]:
         task.objective.discriminator, discriminator_weights(judge.state_dict()), source="released"
     )
     distance: Any = released.losses.perceptual.eval()
-    copy_vgg(task.objective.perceptual["perceptual"], distance)
+    copy_vgg(task.objective.image_terms["perceptual"], distance)
     return released, own
 
 
@@ -71,7 +71,7 @@ def ours(step: TokenizerStep) -> tuple[dict[str, Tensor], list[Tensor], list[Ten
         totals.append(loss.detach())
         norms.append(norm_of(modules[side]))
 
-    step.task.take_sides(step.images, step.step, move)
+    step.task.generator_and_discriminator_step(step.images, step.step, move)
     return step.task.values, totals, norms
 
 

@@ -87,7 +87,7 @@ def tokenizer_task(
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "vgg16.pth"
         torch.save(random_vgg16(), path)
-        objective["perceptual"]["perceptual"]["vgg16"] = str(path)
+        objective["image_terms"]["perceptual"]["vgg16"] = str(path)
         task = TokenizerTask(
             tokenizer,
             objective=build(objective),
@@ -134,7 +134,7 @@ class TokenizerStep:
         """Make the step."""
         bfloat16 = self.precision == "bfloat16"
         with torch.autocast(self.images.device.type, torch.bfloat16, enabled=bfloat16):
-            self.task.take_sides(self.images, self.step, self._move)
+            self.task.generator_and_discriminator_step(self.images, self.step, self._move)
 
     def _move(self, side: int, loss: Tensor) -> None:
         optimizer = self.optimizers[side]

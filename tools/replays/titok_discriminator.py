@@ -7,7 +7,7 @@ from torch import Tensor
 
 from argen.build import build
 from argen.interop.titok import titok_objective
-from argen.objectives.losses import generator_loss
+from argen.objectives.adversarial import generator_loss
 from argen.objectives.objective import Objective
 from replays.fixture import Bound, Fixture
 
@@ -34,7 +34,7 @@ def replay(fixture: Fixture) -> dict[str, Tensor]:
             "logits_real": objective.discriminator(real),
             "logits_fake": logits,
             "discriminator_loss": total.detach(),
-            "generator_loss": generator_loss(logits, objective.generator_form),
+            "generator_loss": generator_loss(objective.generator_form)(logits),
         }
     if objective.lecam is not None:
         found |= {
@@ -56,6 +56,6 @@ def replay(fixture: Fixture) -> dict[str, Tensor]:
         }
         assert objective.discriminator is not None
         logits = Bound(objective.discriminator).under(judge, "forward", fake)
-        return generator_loss(logits, objective.generator_form)
+        return generator_loss(objective.generator_form)(logits)
 
     return found | fixture.gradients(loss, titok_objective.objective_weights)

@@ -40,6 +40,7 @@ KNOWN = {
     "LFQ": {
         "dim", "codebook_size", "entropy_loss_weight", "commitment_loss_weight", "diversity_gamma",
         "num_codebooks", "codebook_scale", "has_projections", "projection_has_bias", "spherical",
+        "soft_clamp_input_value",
     },
     "SimVQ": {
         "dim", "codebook_size", "rotation_trick", "input_to_quantize_commit_loss_weight",
@@ -177,6 +178,7 @@ def _lfq(config: Mapping[str, Any]) -> dict[str, Any]:
         "temperature": 0.01,
         "batch_entropy": "group",
         "clamp_log": True,
+        "soft_clamp": config.get("soft_clamp_input_value"),
     }
 
 

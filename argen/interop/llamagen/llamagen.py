@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from argen.errors import CheckpointError, UserError
-from argen.interop.base import Imported, Rule, StateDict, count, merge, rename, unwrap
+from argen.interop.base import Imported, Rule, StateDict, copy_in, count, merge, rename, unwrap
 from argen.spec import CodeSpec, Segment
 
 WRAPPERS = ("model", "module", "state_dict")  # the released files' own order of preference
@@ -175,9 +175,20 @@ def generator_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def import_tokenizer(checkpoint: Any, *, source: str, image_size: int = 256) -> Imported:
-    """Import a released `vq_ds8_*.pt` or `vq_ds16_*.pt` file; every width is read off it."""
-    weights = unwrap(checkpoint, keys=("ema", *WRAPPERS), source=source)
+def import_tokenizer(
+    checkpoint: Any, *, source: str, image_size: int = 256, copy: str | None = None
+) -> Imported:
+    """Import a released `vq_ds8_*.pt` or `vq_ds16_*.pt` file; every width is read off it.
+
+    Args:
+        checkpoint: what the file holds.
+        source: the file, for messages.
+        image_size: side of the images.
+        copy: `model` or `ema`, where a file holds both. By default `model`, which the published
+            sampling and code extraction read; the published reconstruction script prefers `ema`.
+    """
+    copy, keys = copy_in(checkpoint, keys=(*WRAPPERS, "ema"), source=source, wanted=copy)
+    weights = unwrap(checkpoint, keys=keys, source=source)
     if "quantize.embedding.weight" not in weights:
         raise CheckpointError(
             f"{source} is not a LlamaGen tokenizer: no quantize.embedding.weight."
@@ -202,6 +213,7 @@ def import_tokenizer(checkpoint: Any, *, source: str, image_size: int = 256) -> 
         config=tokenizer_config(config, image_size=image_size),
         weights=tokenizer_weights(weights, source=source),
         source=source,
+        copy=copy,
     )
 
 

@@ -220,13 +220,21 @@ def import_tokenizer(
     prefix = "first_stage_model."  # A generator's or a diffusion model's file carries it along.
     if "encoder.conv_in.weight" not in weights:
         weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    copy = named_copy(weights, ema=ema)
     if ema:
         weights = ema_weights(weights)
     return Imported(
         config=_read_config(weights, image_size=image_size, source=source),
         weights=tokenizer_weights(weights, source=source),
         source=source,
+        copy=copy,
     )
+
+
+def named_copy(weights: Mapping[str, Tensor], *, ema: bool) -> str:
+    """Return `model_ema` or `model`, the copy taken of a file that holds both, else nothing."""
+    several = any(key.startswith("model_ema.") for key in weights)
+    return ("model_ema" if ema else "model") if several else ""
 
 
 def _read_config(weights: StateDict, *, image_size: int, source: str) -> dict[str, Any]:

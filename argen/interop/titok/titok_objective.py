@@ -32,10 +32,18 @@ def objective_config(config: Mapping[str, Any]) -> dict[str, Any]:
     factor = config.get("discriminator_factor", 1.0)
     quantizer = config.get("quantizer_weight", 1.0)
     lecam = config.get("lecam_regularization_weight", 0.001)
+    fidelity = config.get("reconstruction_loss", "l2")
     objective: dict[str, Any] = {
         "_target_": "argen.objectives.objective.Objective",
+        # Images are in [0, 1] there, and the weight is meant for errors of that range.
+        "image_terms": {
+            fidelity: {
+                "_target_": f"argen.objectives.image_terms.{fidelity.upper()}",
+                "unit_range": True,
+            }
+        },
         "weights": {
-            config.get("reconstruction_loss", "l2"): config.get("reconstruction_weight", 1.0),
+            fidelity: config.get("reconstruction_weight", 1.0),
             "perceptual": config.get("perceptual_weight", 1.1),
             "codebook": quantizer,
             "commitment": quantizer * config.get("commitment_cost", 0.25),
@@ -57,7 +65,7 @@ def objective_config(config: Mapping[str, Any]) -> dict[str, Any]:
         objective |= {
             "lecam_weight": lecam,
             "lecam": {
-                "_target_": "argen.objectives.losses.LeCam",
+                "_target_": "argen.objectives.regularizers.LeCam",
                 "decay": config.get("lecam_ema_decay", 0.999),
             },
         }

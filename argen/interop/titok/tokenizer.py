@@ -13,7 +13,7 @@ from torch import Tensor
 
 from argen.errors import CheckpointError, UserError
 from argen.interop import maskgit_vqgan
-from argen.interop.base import Imported, count, unwrap
+from argen.interop.base import Imported, copy_in, count, unwrap
 from argen.interop.maskgit import import_generator as import_generator
 from argen.interop.titok.titok_weights import proxy_weights as proxy_weights
 from argen.interop.titok.titok_weights import tokenizer_weights
@@ -131,6 +131,7 @@ def import_tokenizer(
     heads: Sequence[int] | None = None,
     one_d_piece: bool | None = None,
     scale: float = 1.0,
+    copy: str | None = None,
 ) -> Imported:
     """Import a released file; every size but the heads is read off the weights.
 
@@ -143,8 +144,10 @@ def import_tokenizer(
             ones; when None they are told by 256 tokens beside a proxy head, which no TiTok has.
         scale: what continuous codes are multiplied by before a generator sees them; MaskGen-KL
             was trained with 0.7525.
+        copy: `ema` or `model`, where a file holds both; the average by default.
     """
-    weights = unwrap(checkpoint, keys=WRAPPERS, source=source)
+    copy, keys = copy_in(checkpoint, keys=WRAPPERS, source=source, wanted=copy)
+    weights = unwrap(checkpoint, keys=keys, source=source)
     if "latent_tokens" not in weights or "decoder.mask_token" not in weights:
         raise CheckpointError(f"{source} is not a TiTok tokenizer: no latent_tokens.")
     latents = weights["latent_tokens"].shape[0]
@@ -192,6 +195,7 @@ def import_tokenizer(
         config=tokenizer_config(config, proxy_codes=codes),
         weights=tokenizer_weights(weights, scale=scale, source=source),
         source=source,
+        copy=copy,
     )
 
 

@@ -37,6 +37,9 @@ class LFQ(Quantizer):
             `group` one a group, averaged; `bitwise` treats bits as independent (BSQ).
         clamp_log: take logarithms of max(p, 1e-5), as vector-quantize-pytorch does, instead of the
             exact sample entropy; lists all 2^(C / groups) codes. Not with `bitwise`.
+        soft_clamp: keep the numbers within (-soft_clamp, soft_clamp) by soft_clamp tanh(z /
+            soft_clamp) first, so that entropies and commitment cannot run away (the option
+            soft_clamp_input_value of vector-quantize-pytorch); signs, so codes, stay as they are.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class LFQ(Quantizer):
         temperature: float = 0.01,
         batch_entropy: str = "pooled",
         clamp_log: bool = False,
+        soft_clamp: float | None = None,
     ) -> None:
         super().__init__()
         if bits < 1 or groups < 1 or bits % groups:
@@ -71,6 +75,12 @@ class LFQ(Quantizer):
             )
         if clamp_log and batch_entropy == "bitwise":
             raise UserError("clamp_log=true lists all codes; use batch_entropy pooled or group.")
+        if soft_clamp is not None and soft_clamp < scale:
+            raise UserError(
+                f"soft_clamp={soft_clamp} keeps every number away from the codes, +-{scale}: give "
+                "at least that, or leave it out."
+            )
+        self.soft_clamp = soft_clamp
         self.dim, self.groups, self.split = bits, groups, split
         if as_bits:
             self.kind, self.bits, self.vocab_sizes = "binary", bits, ()
@@ -89,7 +99,9 @@ class LFQ(Quantizer):
 
     def normalise(self, z: Tensor) -> Tensor:
         """Return the vectors (..., C) as they are compared with the codes."""
-        return z
+        if self.soft_clamp is None:
+            return z
+        return torch.tanh(z / self.soft_clamp) * self.soft_clamp
 
     @property
     def magnitude(self) -> float:
@@ -176,7 +188,7 @@ class BSQ(LFQ):
 
     def normalise(self, z: Tensor) -> Tensor:
         """Return (..., C) with each group on the sphere of radius `scale`."""
-        grouped = z.unflatten(-1, (self.groups, -1))
+        grouped = super().normalise(z).unflatten(-1, (self.groups, -1))
         return (F.normalize(grouped, dim=-1) * self.scale).flatten(-2)
 
     @property
