@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from argen.data.draws import Draw, as_draw
+from argen.data.draws import SampleRequest, as_request
 from argen.data.transforms import Augment
 from argen.errors import UserError
 from argen.images.files import UNREADABLE, Transform, decode_image
@@ -26,17 +26,17 @@ log = logging.getLogger(__name__)
 
 
 class ImageDataset(Dataset[dict[str, Tensor]], ABC):
-    """Labelled images of one size, drawn with or without augmentation.
+    """Labelled images of one size, with or without augmentation.
 
     Items are `{"image": float32 (3, H, W) in [-1, 1], "label": int64, "index": int64}`; `index` is
-    the image that was shown. Ask with a `Draw`, or with a plain index for the bare image.
+    the image that was shown. Ask with a `SampleRequest`, or with a plain index for the bare image.
 
     Attributes:
         labels: class of each image, int64 (N,).
         names: file or image names, N of them.
         captions: what each image shows, in words, N of them; None where nobody said.
         size: (H, W).
-        augment: what a `Draw` with a seed does to the pixels; None for nothing.
+        augment: what a `SampleRequest` with a seed does to the pixels; None for nothing.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class ImageDataset(Dataset[dict[str, Tensor]], ABC):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, item: Draw | int) -> dict[str, Tensor]:
-        draw = as_draw(item)
-        if not 0 <= draw.index < len(self):
-            raise IndexError(f"image {draw.index} of {len(self)}")
-        index, pixels = self.load(draw.index)
-        if draw.seed is not None and self.augment is not None:
-            pixels = self.augment(pixels, draw.seed)
+    def __getitem__(self, item: SampleRequest | int) -> dict[str, Tensor]:
+        request = as_request(item)
+        if not 0 <= request.index < len(self):
+            raise IndexError(f"image {request.index} of {len(self)}")
+        index, pixels = self.load(request.index)
+        if request.seed is not None and self.augment is not None:
+            pixels = self.augment(pixels, request.seed)
         return {
             "image": to_float(pixels),
             "label": self.labels[index],
