@@ -1,6 +1,6 @@
 """Metrics that need the features themselves, not only their moments.
 
-Letters: N samples, M reference images, D feature width, K classes of the network.
+Shapes: N samples, M reference images, D feature width, K classes of the network.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Images somebody made: a folder, an `.npz` of ADM's form, or tar shards, read in one pass.
 
-Letters: B batch, N images, H W pixels.
+Shapes: B batch, N images, H W pixels.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Samples in, numbers out: the one place where a protocol meets images.
 
-Letters: B batch, N images, H W pixels.
+Shapes: B batch, N images, H W pixels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from argen.data.images import ImageSource
 from argen.errors import UserError
 from argen.evaluation.ahead import ahead
 from argen.evaluation.collected import Collected
-from argen.evaluation.comparability import differences
+from argen.evaluation.comparability import departures
 from argen.evaluation.feature_metrics import feature_metrics
 from argen.evaluation.metrics import image_hashes, nearest_centroid, nearest_rmse
 from argen.evaluation.paired import Paired
@@ -183,7 +183,7 @@ class Scorer:
         protocol.check_count(count, quick=self.quick)
         quick = self.quick and count < protocol.samples
         labels = torch.tensor(gather([i for part in self.labels for i in part.tolist()]))
-        reasons = differences(
+        reasons = departures(
             protocol,
             count=count,
             labels=labels.long() if labelled else None,

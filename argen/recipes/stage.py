@@ -43,7 +43,7 @@ class StageRecord:
             recorded = current_config(renamed_settings(read_json(marker)["settings"]))
             # Settings that came later stood at their defaults.
             recorded["fit"] = {**FitSettings.defaults(), **recorded["fit"]}
-            changed = differences(recorded, current_config(self._plain()))
+            changed = changed_settings(recorded, current_config(self._plain()))
             if changed:
                 raise UserError(
                     f"{self.directory} was trained with other settings ({', '.join(changed[:4])}). "
@@ -67,12 +67,12 @@ class StageRecord:
         write_json(self.directory / "finished.json", {"seconds": round(seconds, 1)})
 
 
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
+def changed_settings(old: Any, new: Any, path: str = "") -> list[str]:
     """Return `key: old, now new` for every leaf that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [
             line
             for key in sorted({*old, *new})
-            for line in differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+            for line in changed_settings(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
         ]
     return [] if old == new else [f"{path}: {old}, now {new}"]

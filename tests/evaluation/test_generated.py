@@ -63,7 +63,7 @@ def test_ranks_share_the_shards_and_make_the_same_set(pipe, tmp_path, monkeypatc
     _, pixels, _ = whole(draw(pipe, tmp_path / "one"))
     parts = []
     for rank in range(2):
-        monkeypatch.setattr(generated, "place", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr(generated, "rank_and_world_size", lambda rank=rank: (rank, 2))
         parts += list(draw(pipe, tmp_path / "two").batches())
     parts.sort(key=lambda part: int(part[0][0]))
     assert torch.equal(torch.cat([part[1] for part in parts]), pixels)
