@@ -1,4 +1,4 @@
-"""What was asked for, classes or texts, as what a generator's conditioner reads."""
+"""Prompts, which are classes or texts, as what a generator's conditioner reads."""
 
 from __future__ import annotations
 
@@ -84,14 +84,13 @@ def num_classes(conditioner: Conditioner) -> int:
     count = getattr(conditioner, "num_classes", None)
     if count is None:
         raise UserError(
-            f"This model's {type(conditioner).__name__} takes no classes, so it cannot be asked "
-            "for one."
+            f"This model's {type(conditioner).__name__} takes no classes, so none can be named."
         )
     return int(count)
 
 
 def require_no_text(conditioner: Conditioner) -> None:
-    """Raise `UserError` if texts are what must be asked for."""
+    """Raise `UserError` if prompts must be texts."""
     if isinstance(conditioner, TextConditioner):
         raise UserError("This model draws from text, not classes: add text='a red heart'.")
 

@@ -1,4 +1,4 @@
-"""Drawn images, with all it takes to draw them again."""
+"""Sampled images, with all it takes to sample them again."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Samples:
-    """Drawn images.
+    """Sampled images.
 
     Attributes:
         images: (N, 3, H, W) in [-1, 1].
         codes: what they were decoded from.
-        labels: class of each, or the place of its text among those asked for, long (N,).
+        labels: class of each, or the place of its text among the different ones, long (N,).
         names: class name or text of each.
-        seeds: seed of each; drawing it again gives the same image.
+        seeds: seed of each, which gives the same image again.
         passes: network passes an image.
         exact: whether the strategy follows the generator's own distribution.
     """
@@ -42,7 +42,7 @@ class Samples:
 
     @classmethod
     def cat(cls, parts: Sequence[Samples]) -> Samples:
-        """Return all samples of parts that were drawn in the same way."""
+        """Return all samples of parts that were sampled in the same way."""
         return cls(
             images=torch.cat([part.images for part in parts]),
             codes=torch.cat([part.codes for part in parts]),

@@ -332,8 +332,8 @@ def test_a_score_asks_for_the_training_captions(
 
     pipe = argen.load(place / "outputs" / "run" / "model")
     source = folder(place / "images", image_size=16, unconditional=True, captions="captions.csv")
-    asked, labels = evaluation_prompts(pipe, source, 6)
-    assert asked == [TEXTS[i] for i in (0, 0, 1, 2, 2, 3)]
+    prompts, labels = evaluation_prompts(pipe, source, 6)
+    assert prompts == [TEXTS[i] for i in (0, 0, 1, 2, 2, 3)]
     assert labels.tolist() == [0] * 6
     with pytest.raises(UserError, match=r"data\.captions=FILE"):
         evaluation_prompts(pipe, None, 6)
@@ -363,12 +363,12 @@ def test_images_for_a_score_are_those_of_the_texts(pipe: argen.Pipeline, tmp_pat
     from argen.images.pixels import to_uint8
 
     texts = ["house", "two cats", "house"]
-    drawn = Generated(pipe, labels=[0, 0, 0], asked=texts, seed=3, directory=tmp_path)
+    drawn = Generated(pipe, labels=[0, 0, 0], prompts=texts, seed=3, directory=tmp_path)
     [(_, pixels, labels)] = drawn.batches()
     assert labels.tolist() == [0, 0, 0]
     for i, text in enumerate(texts):
         assert torch.equal(pixels[i], to_uint8(pipe(text=text, seed=3 + i).images)[0])
-    others = Generated(pipe, labels=[0, 0, 0], asked=TEXTS[:3], seed=3, directory=tmp_path)
+    others = Generated(pipe, labels=[0, 0, 0], prompts=TEXTS[:3], seed=3, directory=tmp_path)
     assert others.directory != drawn.directory
 
 
