@@ -165,8 +165,9 @@ class Scorer:
         """Return all numbers and everything they depend on, as plain values for JSON.
 
         With a running process group every rank must call it; the numbers cover all ranks.
-        `skipped` says why a metric of the protocol is absent, `not_comparable_because` why the
-        score must not be compared with others of the protocol.
+        `skipped` says why a metric of the protocol is absent, `notes` what was done to the images
+        as they lay, `not_comparable_because` why the score must not be compared with others of the
+        protocol.
         """
         protocol = self.protocol
         skipped: dict[str, str] = {}
@@ -192,7 +193,10 @@ class Scorer:
             other_reference=self.reference.name if self.foreign_reference else None,
         )
 
-        numbers: dict[str, Any] = feature_metrics(protocol, self.collected, self.reference, skipped)
+        notes: list[str] = []
+        numbers: dict[str, Any] = feature_metrics(
+            protocol, self.collected, self.reference, skipped, notes
+        )
         if self.paired is not None:
             numbers |= self.paired.numbers(protocol.metrics, skipped)
         if "class_agreement" in protocol.metrics:
@@ -217,6 +221,7 @@ class Scorer:
             "comparable": not reasons,
             "not_comparable_because": reasons,
             "skipped": skipped,
+            "notes": notes,
             "protocol": {"hash": protocol.hash(), **protocol.to_dict()},
             "extractor": self.extractor.protocol(),
             "reference": self.reference.describe(),
