@@ -20,6 +20,7 @@ from torch import Tensor
 from argen.decoding.base import Decoder
 from argen.images.pixels import to_uint8
 from argen.pipeline import Pipeline
+from argen.pipeline.keys import image_keys
 from argen.pipeline.model_directory import weights_fingerprint
 from argen.runtime.distributed import barrier, rank_and_world_size
 from argen.runtime.files import replacing, write_json
@@ -28,9 +29,9 @@ SHARD = 256  # images a file; a multiple of it goes to each rank
 
 
 class Generated:
-    """N images with the seeds `seed`, `seed + 1`, ..., in shards that ranks deal out among them.
+    """N images with the keys of `image_keys(seed, N)`, in shards that ranks deal out among them.
 
-    An image depends on its own seed and label alone, and every shard is drawn in the same batches
+    An image depends on its own key and label alone, and every shard is drawn in the same batches
     wherever that happens: the set is the same on 1 rank or 64, drawn in one go or in ten.
 
     Args:
@@ -62,6 +63,7 @@ class Generated:
     ) -> None:
         self.pipe, self.labels, self.seed = pipe, labels, seed
         self.prompts = labels if prompts is None else prompts
+        self.keys = image_keys(seed, len(labels))
         self.batch_size, self.rounding, self.sampling = batch_size, rounding, sampling
         self.decoder = pipe.strategy(decoder)
         assert pipe.generator is not None
@@ -72,6 +74,7 @@ class Generated:
             "sampling": {**pipe.defaults, **sampling},
             "labels": hashlib.sha256(json.dumps(labels).encode()).hexdigest(),
             "seed": seed,
+            "keys": "hashed",  # image i had seed + i before 0.2
             "batch_size": batch_size,
             "rounding": rounding,
             "precision": precision,
@@ -132,7 +135,7 @@ class Generated:
     def _draw(self, index: Tensor, path: Path) -> Tensor:
         parts = self.pipe.batches(
             [self.prompts[i] for i in index.tolist()],
-            [self.seed + i for i in index.tolist()],
+            [self.keys[i] for i in index.tolist()],
             batch_size=self.batch_size,
             decoder=self.decoder,
             **self.sampling,

@@ -17,6 +17,7 @@ from argen.generators.base import Generator
 from argen.layers.cpu.packed import unpack_weights
 from argen.layers.inference_precision import check_precision, to_precision
 from argen.layers.noise import SeededNoise
+from argen.pipeline.keys import image_keys
 from argen.pipeline.model_directory import read_model, write_model
 from argen.pipeline.prompts import Prompts, class_ids, encode_text, num_classes, reader_of
 from argen.pipeline.samples import Samples
@@ -136,7 +137,8 @@ class Pipeline:
             classes: names, ids or "all".
             n: images a class.
             text: for models that read text, one or several in place of classes.
-            seed: image i of the call has seed `seed + i`, whatever the batch size.
+            seed: key of the first image; image i has a hash of (seed, i), whatever the batch size;
+                given as `seed`, the key that `Samples.seeds` names samples that image alone.
             batch_size: images sampled at once.
             decoder: strategy of this call; the pipeline's own when None.
             observer: is told of finished codes as they come.
@@ -152,7 +154,7 @@ class Pipeline:
         prompts = [prompt for prompt in each for _ in range(n)]
         if n < 1:
             raise UserError(f"n={n}: ask for at least one image a class.")
-        seeds = [seed + i for i in range(len(prompts))]
+        seeds = image_keys(seed, len(prompts))
         how: dict[str, Any] = {"decoder": decoder, "observer": observer, "known": known}
         return Samples.cat(
             list(self.batches(prompts, seeds, batch_size=batch_size, **how, **settings))

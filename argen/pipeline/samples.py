@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -58,8 +59,18 @@ class Samples:
         return to_pil(self.images)
 
     def grid(self, above: Sequence[tuple[str, Tensor]] = ()) -> Image.Image:
-        """Return one image with a labelled row a class, below rows of others."""
+        """Return one image with a labelled row a class, below rows of others.
+
+        Its `info["argen"]`, which is saved with it, names class and key of each image, row by row.
+        """
         rows: dict[str, list[int]] = {}
         for i, name in enumerate(self.names):
             rows.setdefault(name, []).append(i)
-        return draw_grid([*above, *((name, self.images[index]) for name, index in rows.items())])
+        grid = draw_grid([*above, *((name, self.images[index]) for name, index in rows.items())])
+        grid.info["argen"] = json.dumps(
+            [
+                {"name": name, "seeds": [self.seeds[i] for i in index]}
+                for name, index in rows.items()
+            ]
+        )
+        return grid

@@ -17,6 +17,7 @@ from argen.data.codes import CodeDataset
 from argen.data.folder import folder
 from argen.errors import UserError
 from argen.generators.conditioning import TextConditioner
+from argen.pipeline.keys import image_keys
 from argen.runtime.command import quoted
 from argen.runtime.files import read_json, write_json
 from argen.text.features import TextFeatures
@@ -148,7 +149,8 @@ def test_the_command_draws_texts(
     status, _, err = call(monkeypatch, capsys, *words)
     assert status == 0, err
     files = sorted(path.name for path in (place / "one").iterdir())
-    names = [f"0000{i}-a-red-heart-isn-t-it-seed{i}.png" for i in range(2)]
+    keys = image_keys(0, 2)
+    names = [f"0000{i}-a-red-heart-isn-t-it-seed{keys[i]}.png" for i in range(2)]
     assert files == [*names, "grid.png"]
 
     (place / "texts.txt").write_text("two cats\n\nhouse\n")
