@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from argen.build import build
+from argen.data.class_names import match_classes
 from argen.data.codes import CodeDataset
 from argen.data.images import ImageDataset, ImageSource
 from argen.data.shards import Extra
@@ -94,16 +95,20 @@ def evaluation_prompts(
     """Return what to sample for a score, and the class of each: classes or training captions.
 
     Each occurs equally often, counts differing by one at most, and in an order in which every run
-    of images is balanced; see `argen.evaluation.label_order`.
+    of images is balanced; see `argen.evaluation.label_order`. The prompts are the model's classes,
+    the labels the data's classes of the same names.
 
     Raises:
-        UserError: if the model reads text and there are no captions.
+        UserError: if the model reads text and there are no captions, or the data has other classes.
     """
     assert pipe.generator is not None
     if not isinstance(pipe.generator.conditioner, TextConditioner):
         classes = len(pipe.labels("all"))
-        labels = balanced_labels(count, classes)
-        return labels.tolist(), labels
+        ids = balanced_labels(count, classes)
+        if source is None:
+            return ids.tolist(), ids
+        places = match_classes(pipe.class_names, source.classes, count=classes)
+        return ids.tolist(), torch.tensor(places)[ids]
     if source is None:
         raise UserError(
             "This model draws from text, and a score asks it for the captions of its training "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -172,7 +172,7 @@ def sample_images(request: SamplingRequest) -> list[str]:
     decoder = pipe.strategy(decoder, known=request.part is not None)
     if request.require_exact:
         decoder.require_exact()
-    prompts = list(request.texts or pipe.labels(request.classes))
+    prompts = list(request.texts or pipe.labels(as_words(request.classes)))
     count = len(prompts) * request.n
     pipe.to_precision(request.precision, batch_size=min(count, request.batch_size), decoder=decoder)
     given = _given(request, pipe)
@@ -215,6 +215,17 @@ def sample_images(request: SamplingRequest) -> list[str]:
         save_animation([*frames, samples.grid()], path)
         lines.append(f"preview {path}")
     return lines
+
+
+def as_words(classes: Any) -> Any:
+    """Return the classes of a command line as the words that were typed.
+
+    There a class may be called 10, and who types 10 has read that name; where none is called so,
+    it is an id. `class_ids` does both for words.
+    """
+    if isinstance(classes, Sequence) and not isinstance(classes, str):
+        return [str(word) for word in classes]
+    return str(classes)
 
 
 def file_names(samples: Samples) -> list[str]:

@@ -16,7 +16,7 @@ from argen.evaluation.reconstructed import reconstructions, side
 from argen.evaluation.reference import Reference
 from argen.evaluation.reference_making import open_reference
 from argen.evaluation.report import evaluate, summary
-from argen.evaluation.sample_files import open_samples
+from argen.evaluation.sample_files import labels_in, open_samples
 from argen.pipeline import Pipeline, load
 from argen.pretrained.base import FeatureExtractor
 from argen.recipes.captions import evaluation_prompts
@@ -155,11 +155,12 @@ def _score_samples(request: ScoreRequest) -> dict[str, Any]:
         raise UserError(
             "Say what the images are compared with: data=folder data.path=DIR, or reference=FILE."
         )
+    source = build({**data, "image_size": list(samples.size)}) if data else None
     return evaluate(
         ((images, index) for index, images in samples.batches(request.batch_size)),
         protocol=protocol,
-        labels=samples.labels,
-        source=build({**data, "image_size": list(samples.size)}) if data else None,
+        labels=samples.labels if source is None else labels_in(samples, source.classes),
+        source=source,
         samples=samples.count,
         out=request.result_file,
         about={"images": samples.name, "image_size": list(samples.size)},
