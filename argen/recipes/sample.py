@@ -16,8 +16,7 @@ from argen.build import build
 from argen.data.transforms import center_crop
 from argen.errors import UserError
 from argen.images.files import UNREADABLE, decode_image, save_image
-from argen.images.grid import to_uint8
-from argen.images.pixels import to_float
+from argen.images.pixels import to_float, to_uint8
 from argen.layers.inference_precision import check_precision
 from argen.pipeline import Pipeline, load
 from argen.pipeline.inpainting import kept_pixels, known_codes, read_mask
@@ -245,7 +244,7 @@ def _write_npz(samples: Samples, path: Path) -> None:
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
-            arr_0=to_uint8(samples.images).numpy(),
+            arr_0=to_uint8(samples.images).permute(0, 2, 3, 1).contiguous().numpy(),
             labels=samples.labels.numpy(),
             seeds=np.array(samples.seeds),
             names=np.array(samples.names),
