@@ -1,4 +1,4 @@
-"""Codes to train a generator on: memory-mapped, picked by a `Draw`; the files are in `shards`."""
+"""Codes to train a generator on, memory-mapped; how the files lie is in `shards`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from argen.data.code_writer import CodeWriter
-from argen.data.draws import Draw, as_draw, hash_seed, pick
+from argen.data.draws import SampleRequest, as_request, hash_seed, pick
 from argen.data.shards import (
     AGAIN,
     FORMAT,
@@ -37,9 +37,9 @@ class CodeDataset(Dataset[dict[str, Tensor]]):
     """Codes of one side of a data set, read from memory-mapped shards.
 
     Items are `{"codes": ..., "label": int64, "index": int64}`, with codes as the spec has them:
-    int64 (L,), (L, G) or (L, bits), float32 (L, C). A `Draw` with a seed picks one of the views at
-    random (and, for stored means and deviations, draws the code); without one it is view 0 and
-    the mean. Extra arrays that were stored come under their names, in their stored type.
+    int64 (L,), (L, G) or (L, bits), float32 (L, C). A `SampleRequest` with a seed picks
+    one of the views at random (and, for stored means and deviations, samples the code); without one
+    it is view 0 and the mean. Extra arrays that were stored come under their names, in their type.
 
     Args:
         directory: where the codes lie.
@@ -96,17 +96,17 @@ class CodeDataset(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return int(self.manifest["num_items"])
 
-    def __getitem__(self, item: Draw | int) -> dict[str, Tensor]:
-        draw = as_draw(item)
-        if not 0 <= draw.index < len(self):
-            raise IndexError(f"item {draw.index} of {len(self)}")
-        number, place = divmod(draw.index, self.manifest["shard_size"])
-        view = 0 if draw.seed is None else pick(hash_seed("view", draw.seed), len(self.views))
+    def __getitem__(self, item: SampleRequest | int) -> dict[str, Tensor]:
+        request = as_request(item)
+        if not 0 <= request.index < len(self):
+            raise IndexError(f"item {request.index} of {len(self)}")
+        number, place = divmod(request.index, self.manifest["shard_size"])
+        view = 0 if request.seed is None else pick(hash_seed("view", request.seed), len(self.views))
         stored = self._shard("codes", number)[place, view]
         return {
-            "codes": self._codes(stored, draw.seed),
-            "label": self.labels[draw.index],
-            "index": self.indices[draw.index],
+            "codes": self._codes(stored, request.seed),
+            "label": self.labels[request.index],
+            "index": self.indices[request.index],
             **{
                 name: torch.from_numpy(np.array(self._shard(name, number)[place]))
                 for name in self.extras

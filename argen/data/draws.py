@@ -19,7 +19,7 @@ from torch.utils.data import Sampler
 from argen.errors import UserError
 
 
-class Draw(NamedTuple):
+class SampleRequest(NamedTuple):
     """One request to a data set.
 
     Attributes:
@@ -31,9 +31,9 @@ class Draw(NamedTuple):
     seed: int | None
 
 
-def as_draw(item: Draw | int) -> Draw:
-    """Return `item` as a `Draw`; a plain index means: not augmented."""
-    return item if isinstance(item, Draw) else Draw(int(item), None)
+def as_request(item: SampleRequest | int) -> SampleRequest:
+    """Return `item` as a `SampleRequest`; a plain index means: not augmented."""
+    return item if isinstance(item, SampleRequest) else SampleRequest(int(item), None)
 
 
 def hash_seed(*parts: int | str) -> int:
@@ -48,8 +48,8 @@ def pick(seed: int, n: int) -> int:
     return int(random.Random(seed).random() * n)
 
 
-class DrawSampler(Sampler[Draw]):
-    """Shuffled, distributed, resumable stream of `Draw`s for any map-style data set.
+class RequestSampler(Sampler[SampleRequest]):
+    """Shuffled, distributed, resumable stream of `SampleRequest`s for any map-style data set.
 
     Give it to `torchdata.stateful_dataloader.StatefulDataLoader` as `sampler`; the loader's own
     `state_dict` then resumes in mid-stream. The saved state is the position over all ranks, the
@@ -61,8 +61,8 @@ class DrawSampler(Sampler[Draw]):
         shuffle: a new permutation each epoch, else 0, 1, ..., N-1 again and again.
         rank: which of the `world_size` processes this is.
         world_size: how many processes share the stream.
-        num_draws: draws for this rank, e.g. steps * batch size; None for an endless stream.
-        augment: give every draw a seed; without, `Draw.seed` is None.
+        num_draws: requests of this rank, e.g. steps * batch size; None for an endless stream.
+        augment: give every request a seed; without, `SampleRequest.seed` is None.
 
     Raises:
         UserError: when there is nothing to draw from, or a number makes no sense.
@@ -94,12 +94,12 @@ class DrawSampler(Sampler[Draw]):
         self.augment = augment
         self._pass = 0
         self._resume: int | None = None
-        self._latest: DrawIterator | None = None
+        self._latest: RequestIterator | None = None
         self._order: tuple[int, torch.Tensor] | None = None
 
     @classmethod
-    def one_pass(cls, num_samples: int, *, rank: int = 0, world_size: int = 1) -> DrawSampler:
-        """Every sample exactly once, in order, not augmented; ranks differ by one draw at most."""
+    def one_pass(cls, num_samples: int, *, rank: int = 0, world_size: int = 1) -> RequestSampler:
+        """Every sample exactly once, in order, not augmented; ranks differ by one at most."""
         share = max(0, -(-(num_samples - rank) // world_size))
         return cls(
             num_samples,
@@ -110,15 +110,17 @@ class DrawSampler(Sampler[Draw]):
             augment=False,
         )
 
-    def draw_at(self, position: int) -> Draw:
-        """Return the draw at a global position (over all ranks and epochs)."""
+    def draw_at(self, position: int) -> SampleRequest:
+        """Return the request at a global position (over all ranks and epochs)."""
         epoch, place = divmod(position, self.num_samples)
         if self.shuffle:
             if self._order is None or self._order[0] != epoch:
                 generator = torch.Generator().manual_seed(hash_seed("order", self.seed, epoch))
                 self._order = (epoch, torch.randperm(self.num_samples, generator=generator))
             place = int(self._order[1][place])
-        return Draw(place, hash_seed("draw", self.seed, position) if self.augment else None)
+        return SampleRequest(
+            place, hash_seed("draw", self.seed, position) if self.augment else None
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Let pass `epoch` over a bounded stream go on where pass `epoch - 1` ended."""
@@ -131,20 +133,20 @@ class DrawSampler(Sampler[Draw]):
         length = self.num_draws * self.world_size
         return self._pass * length, (self._pass + 1) * length
 
-    def __iter__(self) -> DrawIterator:
+    def __iter__(self) -> RequestIterator:
         start, _ = self.bounds()
         if self._resume is not None:
             start, self._resume = self._resume, None
-        self._latest = DrawIterator(self, start)
+        self._latest = RequestIterator(self, start)
         return self._latest
 
     def __len__(self) -> int:
         if self.num_draws is None:
-            raise TypeError("This stream of draws has no end; give num_draws for a bounded one.")
+            raise TypeError("This stream has no end; give num_draws for a bounded one.")
         return self.num_draws
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position after the last draw that the newest iterator gave out."""
+        """Return the position after the last request that the newest iterator gave out."""
         if self._resume is not None:
             return self._state(self._resume)
         return self._latest.state_dict() if self._latest else self._state(self.bounds()[0])
@@ -176,17 +178,17 @@ class DrawSampler(Sampler[Draw]):
         return int(state["position"])
 
 
-class DrawIterator(Iterator[Draw]):
-    """Iterator of a `DrawSampler` that knows its own position, as torchdata's loader needs."""
+class RequestIterator(Iterator[SampleRequest]):
+    """Iterator of a `RequestSampler` that knows its own position, as torchdata's loader needs."""
 
-    def __init__(self, sampler: DrawSampler, position: int) -> None:
+    def __init__(self, sampler: RequestSampler, position: int) -> None:
         self.sampler = sampler
         self.position = position
 
-    def __iter__(self) -> DrawIterator:
+    def __iter__(self) -> RequestIterator:
         return self
 
-    def __next__(self) -> Draw:
+    def __next__(self) -> SampleRequest:
         ours = self.position + (self.sampler.rank - self.position) % self.sampler.world_size
         end = self.sampler.bounds()[1]
         if end is not None and ours >= end:
@@ -202,3 +204,7 @@ class DrawIterator(Iterator[Draw]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at a saved position."""
         self.position = self.sampler._position(state)
+
+
+# Names before 0.2, taken until 0.3.
+Draw, as_draw, DrawSampler = SampleRequest, as_request, RequestSampler

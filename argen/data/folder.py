@@ -67,7 +67,7 @@ def folder(
         resample: of random crops: `adm`, `bicubic`, `bilinear` or `lanczos`.
         max_bad_fraction: more unreadable files than this share of all (and than one) is an error.
         cache: decode all images at the start and keep them in memory; `auto` does so for small
-            sets. Otherwise each is decoded when it is drawn.
+            sets. Otherwise each is decoded when it is asked for.
         unconditional: make one class, `all`, of every image below `path`.
         captions: a file of captions, by its place below `path`, or `beside` for a `.txt` beside
             each image; see `argen.data.captions`.

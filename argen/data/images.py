@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from argen.data.draws import Draw, as_draw
+from argen.data.draws import SampleRequest, as_request
 from argen.data.transforms import Augment
 from argen.errors import UserError
 from argen.images.files import UNREADABLE, Transform, decode_image
@@ -27,17 +27,17 @@ log = logging.getLogger(__name__)
 
 
 class ImageDataset(Dataset[dict[str, Tensor]], ABC):
-    """Labelled images of one size, drawn with or without augmentation.
+    """Labelled images of one size, with or without augmentation.
 
     Items are `{"image": float32 (3, H, W) in [-1, 1], "label": int64, "index": int64}`; `index` is
-    the image that was shown. Ask with a `Draw`, or with a plain index for the bare image.
+    the image that was shown. Ask with a `SampleRequest`, or with a plain index for the bare image.
 
     Attributes:
         labels: class of each image, int64 (N,).
         names: file or image names, N of them.
         captions: what each image shows, in words, N of them; None where nobody said.
         size: (H, W).
-        augment: what a `Draw` with a seed does to the pixels; None for nothing.
+        augment: what a `SampleRequest` with a seed does to the pixels; None for nothing.
     """
 
     def __init__(
@@ -54,16 +54,16 @@ class ImageDataset(Dataset[dict[str, Tensor]], ABC):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, item: Draw | int) -> dict[str, Tensor]:
-        draw = as_draw(item)
-        if not 0 <= draw.index < len(self):
-            raise IndexError(f"image {draw.index} of {len(self)}")
-        if draw.seed is None or self.augment is None:
-            index, pixels = self.load(draw.index)
+    def __getitem__(self, item: SampleRequest | int) -> dict[str, Tensor]:
+        request = as_request(item)
+        if not 0 <= request.index < len(self):
+            raise IndexError(f"image {request.index} of {len(self)}")
+        if request.seed is None or self.augment is None:
+            index, pixels = self.load(request.index)
         else:
-            crop = None if self.augment.crop is None else partial(self.augment.crop, seed=draw.seed)
-            index, pixels = self.load_by(draw.index, crop) if crop else self.load(draw.index)
-            pixels = self.augment(pixels, draw.seed)
+            crop = self.augment.crop and partial(self.augment.crop, seed=request.seed)
+            index, pixels = self.load_by(request.index, crop) if crop else self.load(request.index)
+            pixels = self.augment(pixels, request.seed)
         return {
             "image": to_float(pixels),
             "label": self.labels[index],

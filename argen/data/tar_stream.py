@@ -32,7 +32,7 @@ PLACES = 2**24  # numbers kept for the images of one shard
 
 
 class TarStream(IterableDataset[dict[str, Tensor]]):
-    """Draws images of tar shards for ever, each reader its own shards of every epoch.
+    """Gives images of tar shards for ever, each reader its own shards of every epoch.
 
     Items are those of `ImageDataset`; `index` numbers the shard and the place in it, and
     `name_of` gives it back as text. In each epoch the shards are shuffled and dealt out to all
@@ -74,7 +74,7 @@ class TarStream(IterableDataset[dict[str, Tensor]]):
         self._counts = torch.zeros(READERS, 2, dtype=torch.long).share_memory_()
 
     def dealt_to(self, rank: int, world_size: int, *, restart: int = 0) -> TarStream:
-        """Say whose share is drawn, and from which step on the run began anew."""
+        """Say whose share this is, and from which step on the run began anew."""
         self.rank, self.world_size, self.restart = rank, world_size, restart
         return self
 

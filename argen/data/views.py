@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from argen.data.draws import Draw, hash_seed
+from argen.data.draws import SampleRequest, hash_seed
 from argen.data.images import ImageDataset, ImageSource
 from argen.data.transforms import flip
 from argen.errors import UserError
@@ -47,7 +47,7 @@ class View:
         That is `index`, or the stand-in's where the file cannot be read.
         """
         if self.number:
-            item = images[Draw(index, hash_seed("code view", seed, self.number, index))]
+            item = images[SampleRequest(index, hash_seed("code view", seed, self.number, index))]
             return int(item["index"]), item["image"]
         whole = images if self.place is None else larger
         assert whole is not None

@@ -1,6 +1,6 @@
 """What is remembered of images once their features are known.
 
-Letters: B batch, N images on all ranks, D feature width.
+Shapes: B batch, N images on all ranks, D feature width.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Collected:
         extractor: gives the features.
         keep: names of features to keep, e.g. `pool` for KID, precision and recall.
         spatial: also take the moments of the `spatial` features, for sFID.
-        at_most: how many of each to keep, an even choice that does not depend on their number or
+        max_images: how many of each to keep, an even choice that does not depend on their number or
             on ranks; None for all.
     """
 
@@ -32,7 +32,7 @@ class Collected:
         *,
         keep: Collection[str] = (),
         spatial: bool = False,
-        at_most: int | None = None,
+        max_images: int | None = None,
     ) -> None:
         self.statistics = GaussianStatistics(extractor.dim)
         self.spatial: GaussianStatistics | None = None
@@ -40,7 +40,7 @@ class Collected:
             self.spatial = GaussianStatistics(extractor.feature_dim("spatial"))
         self.kept: dict[str, list[Tensor]] = {name: [] for name in keep}
         self.index: list[Tensor] = []
-        self.at_most = at_most
+        self.max_images = max_images
 
     def update(self, features: Mapping[str, Tensor], index_B: Tensor) -> None:
         """Add a batch; `index_B` numbers its images among all of all ranks."""
@@ -52,7 +52,7 @@ class Collected:
             for name, parts in self.kept.items():
                 parts.append(features[name].float().cpu())
             held = sum(map(len, self.index))
-            if self.at_most is not None and held > 2 * self.at_most:
+            if self.max_images is not None and held > 2 * self.max_images:
                 self._thin()
 
     def all_reduce(self) -> None:
@@ -63,7 +63,7 @@ class Collected:
 
     def features(self, name: str, *, all_ranks: bool = True) -> Tensor:
         """Return kept features, (N, D), in order of their images: of all ranks, or this one."""
-        if self.at_most is not None and self.index:
+        if self.max_images is not None and self.index:
             self._thin()
         if not self.index:
             own = (torch.zeros(0, dtype=torch.long), torch.zeros(0, 0))
@@ -74,21 +74,21 @@ class Collected:
             return own[1]
         index, features = (torch.cat(side) for side in zip(*parts))
         order = index.argsort(stable=True)
-        if self.at_most is not None:
-            order = order[_even_choice(index[order], self.at_most)]
+        if self.max_images is not None:
+            order = order[_even_choice(index[order], self.max_images)]
         return features[order]
 
     def _thin(self) -> None:
         index = torch.cat(self.index)
-        chosen = _even_choice(index, self.at_most or len(index))
+        chosen = _even_choice(index, self.max_images or len(index))
         self.index = [index[chosen]]
         self.kept = {name: [torch.cat(parts)[chosen]] for name, parts in self.kept.items()}
 
 
-def _even_choice(index_N: Tensor, most: int) -> Tensor:
-    """Return places of at most `most` images: those whose hashed number is smallest."""
-    if len(index_N) <= most:
+def _even_choice(index_N: Tensor, max_images: int) -> Tensor:
+    """Return places of at most `max_images` images: those whose hashed number is smallest."""
+    if len(index_N) <= max_images:
         return torch.arange(len(index_N))
     # A multiplication modulo a prime spreads neighbouring numbers evenly.
     spread = (index_N * 1_103_515_245 + 12_345) % 2_147_483_647
-    return spread.argsort(stable=True)[:most].sort().values
+    return spread.argsort(stable=True)[:max_images].sort().values

@@ -8,7 +8,7 @@ from argen.evaluation.protocol import Protocol, evenly_spread
 from argen.pretrained.base import FeatureExtractor
 
 
-def differences(
+def departures(
     protocol: Protocol,
     *,
     count: int,

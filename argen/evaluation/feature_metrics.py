@@ -11,6 +11,7 @@ from argen.evaluation.distances import (
     inception_score,
     kernel_distance,
     precision_recall,
+    sorted_by_class,
 )
 from argen.evaluation.protocol import Protocol
 from argen.evaluation.reference import Reference
@@ -18,7 +19,11 @@ from argen.evaluation.statistics import frechet_distance
 
 
 def feature_metrics(
-    protocol: Protocol, collected: Collected, reference: Reference, skipped: dict[str, str]
+    protocol: Protocol,
+    collected: Collected,
+    reference: Reference,
+    skipped: dict[str, str],
+    notes: list[str],
 ) -> dict[str, float]:
     """Return the Fréchet distances, scores and coverages that a protocol asks for.
 
@@ -29,6 +34,7 @@ def feature_metrics(
         collected: features of the samples.
         reference: what they are compared with.
         skipped: gets the reason of each metric that cannot be measured.
+        notes: gets what a reader of the numbers must know.
     """
     numbers: dict[str, float] = {}
     if "frechet" in protocol.metrics:
@@ -48,11 +54,18 @@ def feature_metrics(
             skipped[metric] = str(error)
 
     if "inception_score" in protocol.metrics:
-        logits = collected.features("logits_unbiased")
+        logits, splits = collected.features("logits_unbiased"), protocol.is_splits
+        shuffle = protocol.is_shuffle
+        if not shuffle and sorted_by_class(logits, splits=splits):
+            shuffle = True
+            notes.append(
+                "the images lie sorted by class, so they were shuffled for the inception score: "
+                "consecutive splits would hold few classes each"
+            )
         pair(
             "inception_score",
             ("inception_score", "inception_score_std"),
-            lambda: inception_score(logits, splits=protocol.is_splits, shuffle=protocol.is_shuffle),
+            lambda: inception_score(logits, splits=splits, shuffle=shuffle),
         )
     if not protocol.keeps_features:
         return numbers

@@ -1,6 +1,6 @@
 """Images that a model draws for a score, kept in shards so that a killed run goes on.
 
-Letters: N images, B batch, H W pixels.
+Shapes: N images, B batch, H W pixels.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 from argen.decoding.base import Decoder
 from argen.images.pixels import to_uint8
 from argen.pipeline import Pipeline
+from argen.pipeline.keys import image_keys
 from argen.pipeline.model_directory import weights_fingerprint
 from argen.runtime.distributed import barrier, rank_and_world_size
 from argen.runtime.files import replacing, write_json
@@ -28,15 +29,15 @@ SHARD = 256  # images a file; a multiple of it goes to each rank
 
 
 class Generated:
-    """N images with the seeds `seed`, `seed + 1`, ..., in shards that ranks deal out among them.
+    """N images with the keys of `image_keys(seed, N)`, in shards that ranks deal out among them.
 
-    An image depends on its own seed and label alone, and every shard is drawn in the same batches
+    An image depends on its own key and label alone, and every shard is drawn in the same batches
     wherever that happens: the set is the same on 1 rank or 64, drawn in one go or in ten.
 
     Args:
         pipe: draws.
         labels: class of each image.
-        asked: what each is drawn for, where that is not its class: texts.
+        prompts: what each is sampled for, where that is not its label: texts.
         seed: of the first image.
         directory: gets a sub-directory named by everything that decides the images.
         batch_size: images drawn at once.
@@ -51,7 +52,7 @@ class Generated:
         pipe: Pipeline,
         *,
         labels: list[int],
-        asked: Sequence[int] | Sequence[str] | None = None,
+        prompts: Sequence[int] | Sequence[str] | None = None,
         seed: int,
         directory: Path,
         batch_size: int = 64,
@@ -61,7 +62,8 @@ class Generated:
         **sampling: Any,
     ) -> None:
         self.pipe, self.labels, self.seed = pipe, labels, seed
-        self.asked = labels if asked is None else asked
+        self.prompts = labels if prompts is None else prompts
+        self.keys = image_keys(seed, len(labels))
         self.batch_size, self.rounding, self.sampling = batch_size, rounding, sampling
         self.decoder = pipe.strategy(decoder)
         assert pipe.generator is not None
@@ -72,12 +74,14 @@ class Generated:
             "sampling": {**pipe.defaults, **sampling},
             "labels": hashlib.sha256(json.dumps(labels).encode()).hexdigest(),
             "seed": seed,
+            "keys": "hashed",  # image i had seed + i before 0.2
             "batch_size": batch_size,
             "rounding": rounding,
             "precision": precision,
         }
-        if self.asked != labels:
-            about["asked"] = hashlib.sha256(json.dumps(list(self.asked)).encode()).hexdigest()
+        if self.prompts != labels:
+            # The entry keeps its first name, so that samples of killed runs are still found.
+            about["asked"] = hashlib.sha256(json.dumps(list(self.prompts)).encode()).hexdigest()
         text = json.dumps(about, sort_keys=True, default=str)
         self.directory = directory / f"samples-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         if rank_and_world_size()[0] == 0 and not (self.directory / "about.json").is_file():
@@ -130,8 +134,8 @@ class Generated:
 
     def _draw(self, index: Tensor, path: Path) -> Tensor:
         parts = self.pipe.batches(
-            [self.asked[i] for i in index.tolist()],
-            [self.seed + i for i in index.tolist()],
+            [self.prompts[i] for i in index.tolist()],
+            [self.keys[i] for i in index.tolist()],
             batch_size=self.batch_size,
             decoder=self.decoder,
             **self.sampling,

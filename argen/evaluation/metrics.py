@@ -1,6 +1,6 @@
 """Numbers on images, features and codes that need no protocol of their own.
 
-Letters: N M images, B batch, L positions, G sub-tokens, D feature width, P values of an image.
+Shapes: N M images, B batch, L positions, G sub-tokens, D feature width, P values of an image.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How near reconstructions come to their originals, added up over batches and ranks.
 
-Letters: B batch, H W pixels.
+Shapes: B batch, H W pixels.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Images of a data set, through a tokenizer and back.
 
-Letters: B batch, H W pixels.
+Shapes: B batch, H W pixels.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What samples are compared with: feature statistics, class centroids, and where they come from.
 
-Letters: K classes, D feature width.
+Shapes: K classes, D feature width.
 """
 
 from __future__ import annotations
@@ -127,10 +127,10 @@ class Reference:
         )
 
     def add_features(
-        self, batches: Iterable[Tensor], extractor: FeatureExtractor, *, most: int
+        self, batches: Iterable[Tensor], extractor: FeatureExtractor, *, max_images: int
     ) -> None:
-        """Take the features of at most `most` images, where a file brings images but none."""
-        collected = Collected(extractor, keep=("pool",), at_most=most)
+        """Take the features of at most `max_images` images, where a file brings images but none."""
+        collected = Collected(extractor, keep=("pool",), max_images=max_images)
         done = 0
         for batch in batches:
             index = torch.arange(done, done + len(batch))

@@ -1,6 +1,6 @@
 """References from where images lie: a data set, a folder, shards, or a file of statistics.
 
-Letters: K classes, D feature width.
+Shapes: K classes, D feature width.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def open_reference(
         shown = open_samples(path)
         log.info("taking the features of %d images of %s", shown.count, path.name)
         batches = (images for _, images in shown.batches(batch_size, share=False))
-        reference.add_features(batches, extractor, most=wanted["keep"])
+        reference.add_features(batches, extractor, max_images=wanted["keep"])
     return reference
 
 
@@ -175,7 +175,7 @@ def reference_from_batches(
         UserError: fewer than two images, or as many labels as there are not images.
     """
     kept = ("pool",) if keep else ()
-    collected = Collected(extractor, keep=kept, spatial=spatial, at_most=keep or None)
+    collected = Collected(extractor, keep=kept, spatial=spatial, max_images=keep or None)
     statistics = collected.statistics
     classes = 0 if labels is None or len(labels) == 0 else int(labels.max()) + 1
     sums_KD = torch.zeros(classes, extractor.dim, dtype=torch.float64)

@@ -86,6 +86,7 @@ def summary(result: Mapping[str, Any]) -> str:
             spread = f" ± {result[f'{key}_std']:.2g}" if f"{key}_std" in result else ""
             lines.append(f"{key}: {result[key]:.4g}{spread}")
     lines += [f"{name}: left out, {why}" for name, why in result["skipped"].items()]
+    lines += [f"note: {note}" for note in result.get("notes", ())]
     if result["not_comparable_because"]:
         lines.append("not comparable: " + "; ".join(result["not_comparable_because"]))
     lines.append(f"protocol {protocol['name']} [{protocol['hash']}], {result['samples']} samples")

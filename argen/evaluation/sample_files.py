@@ -1,6 +1,6 @@
 """Images somebody made: a folder, an `.npz` of ADM's form, or tar shards, read in one pass.
 
-Letters: B batch, N images, H W pixels.
+Shapes: B batch, N images, H W pixels.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 import tarfile
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from argen.data.class_names import find_class
 from argen.errors import UserError
 from argen.images.files import SUFFIXES, check_one_size, image_files, read_image
 from argen.runtime.distributed import rank_and_world_size
@@ -31,12 +32,14 @@ class SampleFiles(ABC):
         count: how many N.
         size: (H, W).
         labels: long (N,) where the file holds them, else None.
+        names: class of each by name, N of them, where the file holds them, else None.
     """
 
     name: str
     count: int
     size: tuple[int, int]
     labels: Tensor | None = None
+    names: list[str] | None = None
 
     @abstractmethod
     def images(self, wanted: range, step: int) -> Iterator[Tensor]:
@@ -101,6 +104,10 @@ class NpzSamples(SampleFiles):
                         with archive.open(name) as file:
                             found = np.lib.format.read_array(file, allow_pickle=False)
                         self.labels = torch.from_numpy(found.astype(np.int64).reshape(-1))
+                if "names.npy" in names:  # of argen sample format=npz
+                    with archive.open("names.npy") as file:
+                        found = np.lib.format.read_array(file, allow_pickle=False)
+                    self.names = [str(name) for name in found.reshape(-1)]
         except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
             raise UserError(f"{path} is not a readable .npz file ({error}).") from error
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran:
@@ -111,6 +118,8 @@ class NpzSamples(SampleFiles):
         self.count, self.size = shape[0], (shape[1], shape[2])
         if self.labels is not None and len(self.labels) != self.count:
             raise UserError(f"{path} has {self.count} images, but {len(self.labels)} labels.")
+        if self.names is not None and len(self.names) != self.count:
+            raise UserError(f"{path} has {self.count} images, but {len(self.names)} names.")
 
     def images(self, wanted: range, step: int) -> Iterator[Tensor]:
         """Stream the array, passing over what other ranks read."""
@@ -185,6 +194,20 @@ def open_samples(where: Path | str, *, least: int = 2) -> SampleFiles:
     if samples.count < least:
         raise UserError(f"{where} holds {samples.count} images, but at least {least} are needed.")
     return samples
+
+
+def labels_in(samples: SampleFiles, classes: Sequence[str]) -> Tensor | None:
+    """Return the labels (N,) of samples in the numbering of a data set's classes.
+
+    By name where the samples have names, else as the file numbers them. None where either has
+    none, or a name is none of the classes, as a prompt is not.
+    """
+    if samples.names is None:
+        return samples.labels
+    places = {name: find_class(name, classes) for name in dict.fromkeys(samples.names)}
+    labels = [places[name] for name in samples.names]
+    known = [label for label in labels if label is not None]
+    return torch.tensor(known) if len(known) == len(labels) else None
 
 
 def array_names(path: Path) -> list[str]:

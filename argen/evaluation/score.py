@@ -1,6 +1,6 @@
 """Samples in, numbers out: the one place where a protocol meets images.
 
-Letters: B batch, N images, H W pixels.
+Shapes: B batch, N images, H W pixels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from argen.data.images import ImageSource
 from argen.errors import UserError
 from argen.evaluation.ahead import ahead
 from argen.evaluation.collected import Collected
-from argen.evaluation.comparability import differences
+from argen.evaluation.comparability import departures
 from argen.evaluation.feature_metrics import feature_metrics
 from argen.evaluation.metrics import image_hashes, nearest_centroid, nearest_rmse
 from argen.evaluation.paired import Paired
@@ -165,8 +165,9 @@ class Scorer:
         """Return all numbers and everything they depend on, as plain values for JSON.
 
         With a running process group every rank must call it; the numbers cover all ranks.
-        `skipped` says why a metric of the protocol is absent, `not_comparable_because` why the
-        score must not be compared with others of the protocol.
+        `skipped` says why a metric of the protocol is absent, `notes` what was done to the images
+        as they lay, `not_comparable_because` why the score must not be compared with others of the
+        protocol.
         """
         protocol = self.protocol
         skipped: dict[str, str] = {}
@@ -183,7 +184,7 @@ class Scorer:
         protocol.check_count(count, quick=self.quick)
         quick = self.quick and count < protocol.samples
         labels = torch.tensor(gather([i for part in self.labels for i in part.tolist()]))
-        reasons = differences(
+        reasons = departures(
             protocol,
             count=count,
             labels=labels.long() if labelled else None,
@@ -192,7 +193,10 @@ class Scorer:
             other_reference=self.reference.name if self.foreign_reference else None,
         )
 
-        numbers: dict[str, Any] = feature_metrics(protocol, self.collected, self.reference, skipped)
+        notes: list[str] = []
+        numbers: dict[str, Any] = feature_metrics(
+            protocol, self.collected, self.reference, skipped, notes
+        )
         if self.paired is not None:
             numbers |= self.paired.numbers(protocol.metrics, skipped)
         if "class_agreement" in protocol.metrics:
@@ -217,6 +221,7 @@ class Scorer:
             "comparable": not reasons,
             "not_comparable_because": reasons,
             "skipped": skipped,
+            "notes": notes,
             "protocol": {"hash": protocol.hash(), **protocol.to_dict()},
             "extractor": self.extractor.protocol(),
             "reference": self.reference.describe(),

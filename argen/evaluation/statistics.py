@@ -1,6 +1,6 @@
 """Mean and covariance of features, gathered batch by batch, and the Fréchet distance of two.
 
-Letters: B batch, N images, D feature width.
+Shapes: B batch, N images, D feature width.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import IO
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from argen.errors import UserError
@@ -143,6 +144,10 @@ def decode_image(path: str | Path | IO[bytes], size: Size, transform: Transform)
 
 
 def save_image(image: Image.Image, path: Path | str) -> None:
-    """Write a PNG, whole or not at all."""
+    """Write a PNG, whole or not at all; words in `image.info` become text of the file."""
+    words = PngInfo()
+    for key, value in image.info.items():
+        if isinstance(value, str):
+            words.add_text(str(key), value)
     with replacing(path) as temporary:
-        image.save(temporary, format="PNG")
+        image.save(temporary, format="PNG", pnginfo=words)

@@ -1,4 +1,4 @@
-"""Tokenizer, generator and decoder in one object: the only place that can draw an image."""
+"""Tokenizer, generator and decoder in one object: the only place that can sample an image."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from argen.generators.base import Generator
 from argen.layers.cpu.packed import unpack_weights
 from argen.layers.inference_precision import check_precision, to_precision
 from argen.layers.noise import SeededNoise
+from argen.pipeline.keys import image_keys
 from argen.pipeline.model_directory import read_model, write_model
 from argen.pipeline.prompts import Prompts, class_ids, encode_text, num_classes, reader_of
 from argen.pipeline.samples import Samples
@@ -32,7 +33,7 @@ from argen.tokenizers.base import Tokenizer
 
 @dataclass
 class Pipeline:
-    """Draws images: `pipe(["cat"], n=4, seed=0)`.
+    """Samples images: `pipe(["cat"], n=4, seed=0)`.
 
     Attributes:
         tokenizer: images to codes and back.
@@ -79,14 +80,14 @@ class Pipeline:
     def to_precision(
         self, name: str, *, batch_size: int | None = None, decoder: Decoder | None = None
     ) -> Pipeline:
-        """Convert the weights: `float32`, `bfloat16`, or `int8` for the generator's products.
+        """Convert the weights: `float32`, `bfloat16`, `int8` for the generator's matmuls.
 
-        On a CPU they are also packed for its products, which makes drawing faster. int8 is for
-        drawing on a CPU, and for good: such a pipeline cannot be saved or converted.
+        On a CPU they are also packed for its matmuls, which makes sampling faster. int8 is for
+        sampling on a CPU, and for good: such a pipeline cannot be saved or converted.
 
         Args:
             name: of the precision.
-            batch_size: images that will be drawn at once, where known; see `pack_weights`.
+            batch_size: images that will be sampled at once, where known; see `pack_weights`.
             decoder: the strategy, likewise; as in a call when None.
 
         Raises:
@@ -131,14 +132,15 @@ class Pipeline:
         known: tuple[Tensor, Tensor] | None = None,
         **settings: Any,
     ) -> Samples:
-        """Draw `n` images of every class, or of every text.
+        """Sample `n` images of every class, or of every text.
 
         Args:
             classes: names, ids or "all".
             n: images a class.
             text: for models that read text, one or several in place of classes.
-            seed: image i of the call has seed `seed + i`, whatever the batch size.
-            batch_size: images drawn at once.
+            seed: key of the first image; image i has a hash of (seed, i), whatever the batch size;
+                given as `seed`, the key that `Samples.seeds` names samples that image alone.
+            batch_size: images sampled at once.
             decoder: strategy of this call; the pipeline's own when None.
             observer: is told of finished codes as they come.
             known: positions (n,) and codes (n, ...) that every image is given, for completion
@@ -149,20 +151,20 @@ class Pipeline:
         Returns:
             the images, class by class; the label of a text is its place in the list.
         """
-        kinds: Any = self.labels(classes) if text is None else as_texts(text)
-        asked = [kind for kind in kinds for _ in range(n)]
+        each: Any = self.labels(classes) if text is None else as_texts(text)
+        prompts = [prompt for prompt in each for _ in range(n)]
         if n < 1:
             raise UserError(f"n={n}: ask for at least one image a class.")
-        seeds = [seed + i for i in range(len(asked))]
+        seeds = image_keys(seed, len(prompts))
         how: dict[str, Any] = {"decoder": decoder, "observer": observer, "known": known}
         return Samples.cat(
-            list(self.batches(asked, seeds, batch_size=batch_size, **how, **settings))
+            list(self.batches(prompts, seeds, batch_size=batch_size, **how, **settings))
         )
 
     @torch.inference_mode()
     def batches(
         self,
-        asked: Sequence[int] | Sequence[str],
+        prompts: Sequence[int] | Sequence[str],
         seeds: Sequence[int],
         *,
         batch_size: int = 32,
@@ -171,7 +173,7 @@ class Pipeline:
         known: tuple[Tensor, Tensor] | None = None,
         **settings: Any,
     ) -> Iterator[Samples]:
-        """Draw one image for each label or text and its seed, a batch at a time.
+        """Sample one image for each label or text and its seed, a batch at a time.
 
         Settings are those of a call.
         """
@@ -184,9 +186,9 @@ class Pipeline:
             filters.check(max(max(s.vocab_sizes) for s in generator.spec.segments))
         names, device = self.class_names, self.device
         conditions = Prompts.of(
-            asked, generator.conditioner, class_names=names, reader=self.text, device=device
+            prompts, generator.conditioner, class_names=names, reader=self.text, device=device
         )
-        for start in range(0, len(asked), batch_size):
+        for start in range(0, len(prompts), batch_size):
             part = slice(start, start + batch_size)
             own = seeds[part]
             with full_precision(self.device):
@@ -230,7 +232,7 @@ class Pipeline:
         """Return the strategy that a call would use, checked against the generator.
 
         Args:
-            decoder: the one asked for; the pipeline's own, or the plainest that fits, when None.
+            decoder: the wanted one; the pipeline's own, or the plainest that fits, when None.
             known: whether codes will be given beforehand.
 
         Raises:

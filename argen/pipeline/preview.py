@@ -1,6 +1,6 @@
 """Images as they are decoded: what is known after each pass, shown as an animation.
 
-Letters: B samples, L codes, n positions of a pass, H W pixels.
+Shapes: B samples, L codes, n positions of a pass, H W pixels.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class Preview:
         self.passes.append((positions.clone(), codes.clone()))
 
     @torch.inference_mode()
-    def frames(self, most: int = 24) -> list[Tensor]:
-        """Return images (B, 3, H, W) in [-1, 1], at most `most`, evenly spread over the passes.
+    def frames(self, max_frames: int = 24) -> list[Tensor]:
+        """Return images (B, 3, H, W) in [-1, 1], at most `max_frames`, spread evenly over passes.
 
         A tokenizer that decodes leading codes alone (`preview_lengths`, or TiTok's `any_length`)
         shows those; for others an unknown code takes the value of the nearest known one.
         """
         if not self.passes:
             return []
-        shown = {round((i + 1) * len(self.passes) / most) - 1 for i in range(most)}
+        shown = {round((i + 1) * len(self.passes) / max_frames) - 1 for i in range(max_frames)}
         first = self.passes[0][1]
         shape = (len(first), self.tokenizer.spec.length, *first.shape[2:])
         codes = torch.zeros(shape, dtype=first.dtype, device=first.device)
@@ -61,7 +61,7 @@ class Preview:
         images = []
         for i, (positions, new) in enumerate(self.passes):
             _place(codes, known_BL, positions, new)
-            if i in shown or len(self.passes) <= most:
+            if i in shown or len(self.passes) <= max_frames:
                 image = self._image(codes, known_BL)
                 images += [] if image is None else [image]
         return images

@@ -1,4 +1,4 @@
-"""What was asked for, classes or texts, as what a generator's conditioner reads."""
+"""Prompts, which are classes or texts, as what a generator's conditioner reads."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from argen.data.class_names import find_class
 from argen.errors import UserError, suggest
 from argen.generators.conditioning import Conditioner, TextConditioner
 from argen.text.features import TextFeatures
@@ -84,14 +85,13 @@ def num_classes(conditioner: Conditioner) -> int:
     count = getattr(conditioner, "num_classes", None)
     if count is None:
         raise UserError(
-            f"This model's {type(conditioner).__name__} takes no classes, so it cannot be asked "
-            "for one."
+            f"This model's {type(conditioner).__name__} takes no classes, so none can be named."
         )
     return int(count)
 
 
 def require_no_text(conditioner: Conditioner) -> None:
-    """Raise `UserError` if texts are what must be asked for."""
+    """Raise `UserError` if prompts must be texts."""
     if isinstance(conditioner, TextConditioner):
         raise UserError("This model draws from text, not classes: add text='a red heart'.")
 
@@ -117,13 +117,16 @@ def reader_of(
 def class_ids(classes: Any, names: Sequence[str], *, count: int) -> list[int]:
     """Return class ids.
 
+    A number is an id. A word is a name (see `argen.data.class_names`), and an id where no class is
+    called so and it is written in digits.
+
     Args:
         classes: a name or an id, a list or tensor of them, or "all".
         names: class names in the order of the ids; empty when not known.
         count: number of classes.
 
     Raises:
-        UserError: for a class that is not known, with close matches.
+        UserError: for a class that is not known, with close matches, or a name of several.
     """
     if hasattr(classes, "tolist"):
         classes = classes.tolist()
@@ -131,13 +134,16 @@ def class_ids(classes: Any, names: Sequence[str], *, count: int) -> list[int]:
         classes = [classes]
     if list(classes) == ["all"]:
         return list(range(count))
-    known = {name.lower(): i for i, name in enumerate(names)}
-    return [_class_id(str(item).strip(), known, names, count) for item in classes]
+    return [_class_id(item, names, count) for item in classes]
 
 
-def _class_id(text: str, known: dict[str, int], names: Sequence[str], count: int) -> int:
-    if text.lower() in known:
-        return known[text.lower()]
+def _class_id(item: Any, names: Sequence[str], count: int) -> int:
+    if hasattr(item, "item"):  # a number of numpy's or torch's
+        item = item.item()
+    text = str(item).strip()
+    found = find_class(text, names) if isinstance(item, str) else None
+    if found is not None:
+        return found
     if text.lstrip("-").isdigit():
         if not 0 <= int(text) < count:
             raise UserError(

@@ -1,7 +1,8 @@
-"""Drawn images, with all it takes to draw them again."""
+"""Sampled images, with all it takes to sample them again."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Samples:
-    """Drawn images.
+    """Sampled images.
 
     Attributes:
         images: (N, 3, H, W) in [-1, 1].
         codes: what they were decoded from.
-        labels: class of each, or the place of its text among those asked for, long (N,).
+        labels: class of each, or the place of its text among the different ones, long (N,).
         names: class name or text of each.
-        seeds: seed of each; drawing it again gives the same image.
+        seeds: seed of each, which gives the same image again.
         passes: network passes an image.
         exact: whether the strategy follows the generator's own distribution.
     """
@@ -42,7 +43,7 @@ class Samples:
 
     @classmethod
     def cat(cls, parts: Sequence[Samples]) -> Samples:
-        """Return all samples of parts that were drawn in the same way."""
+        """Return all samples of parts that were sampled in the same way."""
         return cls(
             images=torch.cat([part.images for part in parts]),
             codes=torch.cat([part.codes for part in parts]),
@@ -58,8 +59,18 @@ class Samples:
         return to_pil(self.images)
 
     def grid(self, above: Sequence[tuple[str, Tensor]] = ()) -> Image.Image:
-        """Return one image with a labelled row a class, below rows of others."""
+        """Return one image with a labelled row a class, below rows of others.
+
+        Its `info["argen"]`, which is saved with it, names class and key of each image, row by row.
+        """
         rows: dict[str, list[int]] = {}
         for i, name in enumerate(self.names):
             rows.setdefault(name, []).append(i)
-        return draw_grid([*above, *((name, self.images[index]) for name, index in rows.items())])
+        grid = draw_grid([*above, *((name, self.images[index]) for name, index in rows.items())])
+        grid.info["argen"] = json.dumps(
+            [
+                {"name": name, "seeds": [self.seeds[i] for i in index]}
+                for name, index in rows.items()
+            ]
+        )
+        return grid

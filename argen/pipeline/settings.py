@@ -1,7 +1,8 @@
 """Sampling settings by their names on the command line: which make guidance, which make filters.
 
-`cfg` is the guidance scale, `cfg_NAME` any other field of `Guidance`; the rest are the fields of
-`Filters`.
+This is their one declaration: `cfg` is the guidance scale, `cfg_NAME` any other field of
+`Guidance`, and the rest are the fields of `Filters`. `argen sample`, `argen evaluate`, its sweeps
+and the defaults that a model is saved with take these names and no others.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ GUIDANCE = {
 }
 FILTERS = tuple(f.name for f in fields(Filters))
 SETTINGS = (*GUIDANCE, *FILTERS)
+
+
+def given_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sampling settings that a command was given, those left at null omitted."""
+    return {name: settings[name] for name in SETTINGS if settings.get(name) is not None}
 
 
 def controls(

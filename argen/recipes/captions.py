@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from argen.build import build
+from argen.data.class_names import match_classes
 from argen.data.codes import CodeDataset
 from argen.data.images import ImageDataset, ImageSource
 from argen.data.shards import Extra
 from argen.errors import UserError
+from argen.evaluation.label_order import balanced_labels, spread_order
 from argen.generators.conditioning import TextConditioner
 from argen.pipeline import Pipeline
 from argen.runtime.presets import reads_text
@@ -90,23 +92,31 @@ def shown_texts(source: ImageSource, *, each: int = 4) -> list[str]:
 def evaluation_prompts(
     pipe: Pipeline, source: ImageSource | None, count: int
 ) -> tuple[list[int] | list[str], Tensor]:
-    """Return what to draw for a score, and the class of each: classes or training captions, evenly.
+    """Return what to sample for a score, and the class of each: classes or training captions.
+
+    Each occurs equally often, counts differing by one at most, and in an order in which every run
+    of images is balanced; see `argen.evaluation.label_order`. The prompts are the model's classes,
+    the labels the data's classes of the same names.
 
     Raises:
-        UserError: if the model reads text and there are no captions.
+        UserError: if the model reads text and there are no captions, or the data has other classes.
     """
     assert pipe.generator is not None
     if not isinstance(pipe.generator.conditioner, TextConditioner):
         classes = len(pipe.labels("all"))
-        labels = torch.arange(count) * classes // count  # counts differ by one at most
-        return labels.tolist(), labels
+        ids = balanced_labels(count, classes)
+        if source is None:
+            return ids.tolist(), ids
+        places = match_classes(pipe.class_names, source.classes, count=classes)
+        return ids.tolist(), torch.tensor(places)[ids]
     if source is None:
         raise UserError(
             "This model draws from text, and a score asks it for the captions of its training "
             "images: say where they are, e.g. data=folder data.path=DIR data.captions=FILE."
         )
     captions = captions_of(source, source.train)
-    picked = torch.arange(count) * len(captions) // count
+    # Training images are sorted by class, so the order of their captions is not that of the file.
+    picked = (torch.arange(count) * len(captions) // count)[spread_order(count)]
     return [captions[i] for i in picked.tolist()], source.train.labels[picked]
 
 

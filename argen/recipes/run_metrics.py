@@ -21,6 +21,7 @@ from argen.generators.drafter.feature_drafter import FeatureDrafter
 from argen.generators.drafter.target import require_target
 from argen.layers.noise import SeededNoise
 from argen.pipeline import Pipeline
+from argen.pipeline.keys import image_keys
 from argen.pipeline.settings import controls
 from argen.recipes.captions import evaluation_prompts
 from argen.runtime.device import full_precision
@@ -96,18 +97,18 @@ def sample_scores(
         pipe: draws them.
         source: what they are compared with.
         options: protocol, samples, batch_size.
-        seed: of the first sample; the others follow.
+        seed: of the samples, see `image_keys`.
         device: where features are computed.
     """
     unknown = [key for key in options if key not in ("protocol", "samples", "batch_size")]
     if unknown:
         raise UserError(f"evaluate.{unknown[0]} means nothing; protocol, samples, batch_size do.")
     count = int(options["samples"])
-    asked, labels = evaluation_prompts(pipe, source, count)
+    prompts, labels = evaluation_prompts(pipe, source, count)
     images = torch.stack([source.train[i]["image"] for i in range(len(source.train))])
     copies = [pipe.decode(pipe.encode(part)).cpu() for part in images.split(64)]
-    seeds = list(range(seed, seed + count))
-    drawn = pipe.batches(asked, seeds, batch_size=int(options["batch_size"]))
+    seeds = image_keys(seed, count)
+    drawn = pipe.batches(prompts, seeds, batch_size=int(options["batch_size"]))
     return evaluate(
         (batch.images for batch in drawn),
         protocol=options["protocol"],

@@ -45,7 +45,7 @@ class StageRecord:
         marker = self.directory / "settings.json"
         if marker.is_file():
             recorded = settled(renamed_settings(read_json(marker)["settings"]))
-            changed = differences(recorded, settled(self._plain()))
+            changed = changed_settings(recorded, settled(self._plain()))
             if changed:
                 raise UserError(
                     f"{self.directory} was trained with other settings ({', '.join(changed[:4])}). "
@@ -87,12 +87,12 @@ def _with_defaults(config: Any) -> Any:
     return json.loads(json.dumps({**defaults, **config}))
 
 
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
+def changed_settings(old: Any, new: Any, path: str = "") -> list[str]:
     """Return `key: old, now new` for every leaf that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [
             line
             for key in sorted({*old, *new})
-            for line in differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+            for line in changed_settings(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
         ]
     return [] if old == new else [f"{path}: {old}, now {new}"]

@@ -246,8 +246,8 @@ class Recipe:
             return read_json(path)
         result: dict[str, Any] = self.report_tokenizer(pipe.tokenizer)
         start = time.perf_counter()
-        asked: Any = {"text": shown_texts(self.source)} if pipe.text else {"classes": "all"}
-        samples = pipe(**asked, n=self.config["samples"]["per_class"], seed=self.seed)
+        prompts: Any = {"text": shown_texts(self.source)} if pipe.text else {"classes": "all"}
+        samples = pipe(**prompts, n=self.config["samples"]["per_class"], seed=self.seed)
         save_image(samples.grid(), self.directory / "samples.png")
         result |= code_numbers(pipe, codes, self.device)
         if self.config["evaluate"]:

@@ -73,11 +73,11 @@ class PretrainedText(TextEncoder):
         self.tokenizer = _tokenizer(directory if tokenizer is None else Path(tokenizer))
         self.network = _text_part(directory).to(PRECISIONS[precision]).eval().requires_grad_(False)
         config: Any = self.network.config
-        most = getattr(config, "max_position_embeddings", None)
-        if length < 1 or (most is not None and length > most):
+        longest = getattr(config, "max_position_embeddings", None)
+        if length < 1 or (longest is not None and length > longest):
             raise UserError(
-                f"length={length} does not fit {directory}, which reads 1 to {most} tokens: choose "
-                "a smaller length."
+                f"length={length} does not fit {directory}, which reads 1 to {longest} tokens: "
+                "choose a smaller length."
             )
         self.spec = TextSpec(
             name=name or directory.resolve().name,

@@ -29,11 +29,11 @@ def random_images(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_codes_that_were_kept_decode_to_the_same_images(
-    images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    random_images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["reconstruct", MODEL]
     status, said, err = call(
-        monkeypatch, capsys, *words, f"images={images}", "keep=kept/c.npz", "out=made",
+        monkeypatch, capsys, *words, f"images={random_images}", "keep=kept/c.npz", "out=made",
         "batch_size=2",
     )  # fmt: skip
     assert status == 0, err
@@ -65,7 +65,7 @@ def test_codes_that_were_kept_decode_to_the_same_images(
     ],
 )
 def test_bad_input_is_refused(
-    images: Path,
+    random_images: Path,
     words: list[str],
     told: str,
     monkeypatch: pytest.MonkeyPatch,

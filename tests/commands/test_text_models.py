@@ -17,6 +17,7 @@ from argen.data.codes import CodeDataset
 from argen.data.folder import folder
 from argen.errors import UserError
 from argen.generators.conditioning import TextConditioner
+from argen.pipeline.keys import image_keys
 from argen.runtime.command import quoted
 from argen.runtime.files import read_json, write_json
 from argen.text.features import TextFeatures
@@ -148,7 +149,8 @@ def test_the_command_draws_texts(
     status, _, err = call(monkeypatch, capsys, *words)
     assert status == 0, err
     files = sorted(path.name for path in (place / "one").iterdir())
-    names = [f"0000{i}-a-red-heart-isn-t-it-seed{i}.png" for i in range(2)]
+    keys = image_keys(0, 2)
+    names = [f"0000{i}-a-red-heart-isn-t-it-seed{keys[i]}.png" for i in range(2)]
     assert files == [*names, "grid.png"]
 
     (place / "texts.txt").write_text("two cats\n\nhouse\n")
@@ -332,8 +334,8 @@ def test_a_score_asks_for_the_training_captions(
 
     pipe = argen.load(place / "outputs" / "run" / "model")
     source = folder(place / "images", image_size=16, unconditional=True, captions="captions.csv")
-    asked, labels = evaluation_prompts(pipe, source, 6)
-    assert asked == [TEXTS[i] for i in (0, 0, 1, 2, 2, 3)]
+    prompts, labels = evaluation_prompts(pipe, source, 6)
+    assert prompts == [TEXTS[i] for i in (0, 2, 1, 3, 2, 0)]
     assert labels.tolist() == [0] * 6
     with pytest.raises(UserError, match=r"data\.captions=FILE"):
         evaluation_prompts(pipe, None, 6)
@@ -363,12 +365,12 @@ def test_images_for_a_score_are_those_of_the_texts(pipe: argen.Pipeline, tmp_pat
     from argen.images.pixels import to_uint8
 
     texts = ["house", "two cats", "house"]
-    drawn = Generated(pipe, labels=[0, 0, 0], asked=texts, seed=3, directory=tmp_path)
+    drawn = Generated(pipe, labels=[0, 0, 0], prompts=texts, seed=3, directory=tmp_path)
     [(_, pixels, labels)] = drawn.batches()
     assert labels.tolist() == [0, 0, 0]
     for i, text in enumerate(texts):
         assert torch.equal(pixels[i], to_uint8(pipe(text=text, seed=3 + i).images)[0])
-    others = Generated(pipe, labels=[0, 0, 0], asked=TEXTS[:3], seed=3, directory=tmp_path)
+    others = Generated(pipe, labels=[0, 0, 0], prompts=TEXTS[:3], seed=3, directory=tmp_path)
     assert others.directory != drawn.directory
 
 

@@ -8,7 +8,7 @@ import torch
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from argen.data.codes import CodeDataset, CodeWriter
-from argen.data.draws import Draw, DrawSampler
+from argen.data.draws import RequestSampler, SampleRequest
 from argen.data.shards import Extra, storage_dtype
 from argen.errors import UserError
 from argen.spec import CodeSpec, Segment, SpecError
@@ -96,9 +96,9 @@ def test_view_is_picked_by_the_seed(tmp_path):
     data = CodeDataset(tmp_path)
     views = []
     for seed in range(40):
-        got = data[Draw(3, seed)]["codes"]
+        got = data[SampleRequest(3, seed)]["codes"]
         views.append([torch.equal(got, codes[3, v]) for v in range(2)].index(True))
-        assert torch.equal(got, data[Draw(3, seed)]["codes"])
+        assert torch.equal(got, data[SampleRequest(3, seed)]["codes"])
     assert 10 < sum(views) < 30
 
 
@@ -109,8 +109,8 @@ def test_mean_and_deviation_are_drawn_from(tmp_path):
     to.finish()
     data = CodeDataset(tmp_path)
     assert torch.equal(data[2]["codes"], mean[2, 0])
-    drawn = torch.stack([data[Draw(2, seed)]["codes"] for seed in range(300)])
-    assert torch.equal(drawn[7], data[Draw(2, 7)]["codes"])
+    drawn = torch.stack([data[SampleRequest(2, seed)]["codes"] for seed in range(300)])
+    assert torch.equal(drawn[7], data[SampleRequest(2, 7)]["codes"])
     assert drawn.std(0).mean() == pytest.approx(0.5, abs=0.03)
     assert (drawn.mean(0) - mean[2, 0]).abs().max() < 0.15
 
@@ -267,7 +267,7 @@ def test_directory_that_cannot_be_written(tmp_path):
 def test_loader_resumes_on_codes(finished, workers):
     def loader():
         data = CodeDataset(finished, split="val")
-        sampler = DrawSampler(len(data), seed=2, num_draws=24)
+        sampler = RequestSampler(len(data), seed=2, num_draws=24)
         return StatefulDataLoader(data, batch_size=4, num_workers=workers, sampler=sampler)
 
     whole = list(loader())
@@ -309,7 +309,7 @@ def test_extra_arrays_travel_with_the_codes(tmp_path):
     write_with_text(tmp_path, text.bfloat16().float()).finish()
     data = CodeDataset(tmp_path)
     assert data.extras == FEATURES
-    batch = torch.utils.data.default_collate([data[Draw(i, i)] for i in range(ITEMS)])
+    batch = torch.utils.data.default_collate([data[SampleRequest(i, i)] for i in range(ITEMS)])
     assert batch["text"].dtype == torch.float16
     assert torch.equal(batch["text"], text.bfloat16().half())
     assert batch["text_length"].tolist() == list(range(3, 13))

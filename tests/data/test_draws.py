@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from argen.data.draws import Draw, DrawSampler
+from argen.data.draws import RequestSampler, SampleRequest
 from argen.data.images import MemoryImages
 from argen.data.transforms import Augment
 from argen.errors import UserError
@@ -18,12 +18,12 @@ def dataset():
 
 def loader(workers, **kwargs):
     return StatefulDataLoader(
-        dataset(), batch_size=4, num_workers=workers, sampler=DrawSampler(N, **kwargs)
+        dataset(), batch_size=4, num_workers=workers, sampler=RequestSampler(N, **kwargs)
     )
 
 
 def test_epochs_join_without_repeats():
-    draws = list(DrawSampler(N, seed=3, num_draws=3 * N + 2))
+    draws = list(RequestSampler(N, seed=3, num_draws=3 * N + 2))
     assert len(draws) == 3 * N + 2
     epochs = [[d.index for d in draws[k * N : (k + 1) * N]] for k in range(3)]
     assert all(sorted(epoch) == list(range(N)) for epoch in epochs)
@@ -32,15 +32,19 @@ def test_epochs_join_without_repeats():
 
 
 def test_stream_is_a_function_of_the_seed():
-    assert list(DrawSampler(N, seed=1, num_draws=30)) == list(DrawSampler(N, seed=1, num_draws=30))
-    assert list(DrawSampler(N, seed=1, num_draws=30)) != list(DrawSampler(N, seed=2, num_draws=30))
+    assert list(RequestSampler(N, seed=1, num_draws=30)) == list(
+        RequestSampler(N, seed=1, num_draws=30)
+    )
+    assert list(RequestSampler(N, seed=1, num_draws=30)) != list(
+        RequestSampler(N, seed=2, num_draws=30)
+    )
 
 
 def test_ranks_deal_one_stream():
-    whole = list(DrawSampler(N, seed=5, num_draws=24))
+    whole = list(RequestSampler(N, seed=5, num_draws=24))
     for world in (2, 3):
         hands = [
-            list(DrawSampler(N, seed=5, rank=r, world_size=world, num_draws=24 // world))
+            list(RequestSampler(N, seed=5, rank=r, world_size=world, num_draws=24 // world))
             for r in range(world)
         ]
         assert [draw for turn in zip(*hands) for draw in turn] == whole
@@ -49,47 +53,47 @@ def test_ranks_deal_one_stream():
 def test_two_ranks_share_no_sample_within_an_epoch():
     # 10 samples: both ranks stay inside the same epoch for 5 draws.
     hands = [
-        {d.index for d in DrawSampler(10, rank=r, world_size=2, num_draws=5)} for r in range(2)
+        {d.index for d in RequestSampler(10, rank=r, world_size=2, num_draws=5)} for r in range(2)
     ]
     assert not hands[0] & hands[1]
     assert hands[0] | hands[1] == set(range(10))
 
 
 def test_no_shuffle_no_augmentation():
-    draws = list(DrawSampler(4, shuffle=False, augment=False, num_draws=6))
-    assert draws == [Draw(i, None) for i in (0, 1, 2, 3, 0, 1)]
+    draws = list(RequestSampler(4, shuffle=False, augment=False, num_draws=6))
+    assert draws == [SampleRequest(i, None) for i in (0, 1, 2, 3, 0, 1)]
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_one_pass_covers_everything_once(world):
-    parts = [list(DrawSampler.one_pass(N, rank=r, world_size=world)) for r in range(world)]
+    parts = [list(RequestSampler.one_pass(N, rank=r, world_size=world)) for r in range(world)]
     assert sorted(d.index for part in parts for d in part) == list(range(N))
     assert all(d.seed is None for part in parts for d in part)
 
 
 def test_passes_continue_the_stream():
-    whole = list(DrawSampler(N, num_draws=20))
-    sampler = DrawSampler(N, num_draws=10)
+    whole = list(RequestSampler(N, num_draws=20))
+    sampler = RequestSampler(N, num_draws=10)
     first = list(sampler)
     sampler.set_epoch(1)
     assert first + list(sampler) == whole
 
 
 def test_endless_stream_has_no_length():
-    sampler = DrawSampler(N)
+    sampler = RequestSampler(N)
     with pytest.raises(TypeError, match="no end"):
         len(sampler)
     stream = iter(sampler)
     assert sorted(next(stream).index for _ in range(N)) == list(range(N))
-    assert len(DrawSampler(N, num_draws=7)) == 7
+    assert len(RequestSampler(N, num_draws=7)) == 7
 
 
 @pytest.mark.parametrize("stop", [0, 1, 9, 13])
 @pytest.mark.parametrize("worlds", [(1, 1), (2, 2), (1, 2), (2, 3), (3, 1)])
 def test_state_resumes_at_any_world_size(stop, worlds):
     before, after = worlds
-    whole = list(DrawSampler(N, seed=7, num_draws=300))
-    samplers = [DrawSampler(N, seed=7, rank=r, world_size=before) for r in range(before)]
+    whole = list(RequestSampler(N, seed=7, num_draws=300))
+    samplers = [RequestSampler(N, seed=7, rank=r, world_size=before) for r in range(before)]
     streams = [iter(s) for s in samplers]
     for _ in range(stop):
         for stream in streams:
@@ -98,7 +102,7 @@ def test_state_resumes_at_any_world_size(stop, worlds):
     assert all(state == states[0] for state in states)
     resumed = []
     for rank in range(after):
-        sampler = DrawSampler(N, seed=7, rank=rank, world_size=after)
+        sampler = RequestSampler(N, seed=7, rank=rank, world_size=after)
         sampler.load_state_dict(states[0])
         stream = iter(sampler)
         resumed += [next(stream) for _ in range(8)]
@@ -145,12 +149,12 @@ def test_loader_output_does_not_depend_on_workers():
 )
 def test_impossible_numbers(kwargs, message):
     with pytest.raises(UserError, match=message):
-        DrawSampler(**kwargs)
+        RequestSampler(**kwargs)
 
 
 def test_state_of_other_data_is_refused():
-    state = DrawSampler(N).state_dict()
+    state = RequestSampler(N).state_dict()
     with pytest.raises(UserError, match="num_samples was 11, now it is 12"):
-        DrawSampler(N + 1).load_state_dict(state)
+        RequestSampler(N + 1).load_state_dict(state)
     with pytest.raises(UserError, match="seed was 0, now it is 1"):
-        DrawSampler(N, seed=1).load_state_dict(state)
+        RequestSampler(N, seed=1).load_state_dict(state)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from argen.data import emoji as module
-from argen.data.draws import Draw
+from argen.data.draws import SampleRequest
 from argen.data.emoji import CATEGORIES, base_of, emoji
 from argen.errors import UserError
 
@@ -94,17 +94,17 @@ def test_images_and_labels_belong_together(source):
 
 
 def test_items(source):
-    item = source.train[Draw(3, 1)]
+    item = source.train[SampleRequest(3, 1)]
     assert item["image"].shape == (3, 32, 32)
     assert item["image"].dtype == torch.float32
     assert -1 <= item["image"].min() < item["image"].max() <= 1
     assert item["label"].dtype == item["index"].dtype == torch.int64
     assert int(item["index"]) == 3
     assert any(
-        not torch.equal(source.train[Draw(3, seed)]["image"], source.train[3]["image"])
+        not torch.equal(source.train[SampleRequest(3, seed)]["image"], source.train[3]["image"])
         for seed in range(5)
     )
-    assert torch.equal(source.val[Draw(3, 1)]["image"], source.val[3]["image"])
+    assert torch.equal(source.val[SampleRequest(3, 1)]["image"], source.val[3]["image"])
     with pytest.raises(IndexError):
         source.train[len(source.train)]
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from argen.data.draws import Draw, DrawSampler
+from argen.data.draws import RequestSampler, SampleRequest
 from argen.data.emoji import emoji
 from argen.data.folder import folder
 from argen.data.images import FileImages, MemoryImages
@@ -61,7 +61,7 @@ def test_classes_from_folders(root, cache):
     for side in (source.train, source.val):
         for i, name in enumerate(side.names):
             assert source.classes[int(side.labels[i])] == name.split(os.sep)[0]
-    item = source.train[Draw(0, 5)]
+    item = source.train[SampleRequest(0, 5)]
     assert item["image"].shape == (3, 16, 16)
     assert item["image"].abs().max() <= 1
 
@@ -71,7 +71,9 @@ def test_memory_and_files_give_the_same_images(root):
         folder(root, image_size=[16, 20], cache=cache, shift=2) for cache in (True, False)
     )
     for i in range(len(quick.train)):
-        assert torch.equal(quick.train[Draw(i, i)]["image"], lazy.train[Draw(i, i)]["image"])
+        assert torch.equal(
+            quick.train[SampleRequest(i, i)]["image"], lazy.train[SampleRequest(i, i)]["image"]
+        )
     assert folder(root, image_size=16).train.names == quick.train.names
 
 
@@ -148,10 +150,10 @@ def test_image_found_damaged_when_read_is_replaced(root, caplog):
     victim = next(i for i, name in enumerate(source.train.names) if name.endswith(".png"))
     spoil(root / source.train.names[victim])
     for _ in range(2):
-        item = source.train[Draw(victim, 3)]
+        item = source.train[SampleRequest(victim, 3)]
         assert int(item["index"]) != victim
         assert int(item["label"]) == int(source.train.labels[victim])
-        stand_in = source.train[Draw(int(item["index"]), 3)]
+        stand_in = source.train[SampleRequest(int(item["index"]), 3)]
         assert torch.equal(item["image"], stand_in["image"])
     assert source.train.bad_count == 1
     assert caplog.text.count("Skipped an unreadable image") == 1
@@ -164,7 +166,7 @@ def test_damage_is_counted_across_workers(root):
         source.train,
         batch_size=6,
         num_workers=2,
-        sampler=DrawSampler(len(source.train), num_draws=72),
+        sampler=RequestSampler(len(source.train), num_draws=72),
     )
     seen = torch.cat([batch["index"] for batch in loader])
     assert len(seen) == 72

@@ -10,7 +10,7 @@ from torchvision.transforms.functional import ten_crop
 
 from argen.build import build
 from argen.data.digits import digits
-from argen.data.draws import Draw, hash_seed
+from argen.data.draws import SampleRequest, hash_seed
 from argen.data.views import larger_size, views_of
 from argen.errors import UserError
 from argen.recipes.encode import write_codes
@@ -35,7 +35,9 @@ def test_numbered_views_are_the_data_sets_augmentations() -> None:
         view.of(3, source.train, None, seed=5)[1] for view in views_of(3, source, "train")
     )
     assert torch.equal(plain, source.train[3]["image"])
-    assert torch.equal(first, source.train[Draw(3, hash_seed("code view", 5, 1, 3))]["image"])
+    assert torch.equal(
+        first, source.train[SampleRequest(3, hash_seed("code view", 5, 1, 3))]["image"]
+    )
     assert not torch.equal(first, second)
     mirrored = views_of("flip", source, "train")[1]
     assert torch.equal(mirrored.of(3, source.train, None, seed=5)[1], plain.flip(-1))
@@ -68,12 +70,12 @@ def test_a_generator_draws_from_the_stored_posterior(tmp_path: Path, workers: in
         deviation = tokenizer.moments(images)[..., mean.shape[-1] :]
     for i in range(4):
         assert torch.allclose(codes[i]["codes"], mean[i], atol=2e-3)
-        drawn = torch.stack([codes[Draw(i, seed)]["codes"] for seed in range(400)])
+        drawn = torch.stack([codes[SampleRequest(i, seed)]["codes"] for seed in range(400)])
         assert torch.allclose(drawn.mean(0), mean[i], atol=float(deviation[i].max()) / 4)
         assert torch.allclose(drawn.std(0), deviation[i], rtol=0.2)
     means = write_codes(tokenizer, source, tmp_path / "means", moments=False)["train"]
     assert means.manifest["channels"] == "codes"
-    assert torch.equal(means[Draw(0, 1)]["codes"], means[Draw(0, 2)]["codes"])
+    assert torch.equal(means[SampleRequest(0, 1)]["codes"], means[SampleRequest(0, 2)]["codes"])
 
 
 def test_codes_do_not_depend_on_the_threads(tmp_path: Path) -> None:

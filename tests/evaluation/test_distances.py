@@ -200,7 +200,7 @@ def test_kept_features_do_not_depend_on_batches():
     features = torch.arange(300.0).view(100, 3)
     chosen = []
     for size in (7, 100):
-        collected = Collected(Fake(), keep=("pool",), at_most=20)
+        collected = Collected(Fake(), keep=("pool",), max_images=20)
         for start in range(0, 100, size):
             part = features[start : start + size]
             collected.update({"pool": part}, torch.arange(start, start + len(part)))

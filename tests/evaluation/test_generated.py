@@ -9,6 +9,7 @@ from argen.evaluation import generated
 from argen.evaluation.generated import Generated
 from argen.evaluation.sample_files import open_samples
 from argen.pipeline import Pipeline
+from argen.pipeline.keys import image_keys
 from argen.runtime.presets import for_codes, preset
 
 
@@ -55,7 +56,7 @@ def test_a_stopped_run_goes_on_with_what_it_has(pipe, tmp_path, monkeypatch):
     assert torch.equal(whole(again)[1], pixels)
     assert [int(i[0]) for i in drawn] == [4, 8]
     # And the images are those that the pipeline draws from these seeds.
-    alone = pipe([2], n=1, seed=7 + 9, cfg=2.0)
+    alone = pipe([2], n=1, seed=image_keys(7, 10)[9], cfg=2.0)
     assert torch.equal(generated.to_uint8(alone.images)[0], pixels[9])
 
 
@@ -63,7 +64,7 @@ def test_ranks_share_the_shards_and_make_the_same_set(pipe, tmp_path, monkeypatc
     _, pixels, _ = whole(draw(pipe, tmp_path / "one"))
     parts = []
     for rank in range(2):
-        monkeypatch.setattr(generated, "place", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr(generated, "rank_and_world_size", lambda rank=rank: (rank, 2))
         parts += list(draw(pipe, tmp_path / "two").batches())
     parts.sort(key=lambda part: int(part[0][0]))
     assert torch.equal(torch.cat([part[1] for part in parts]), pixels)

@@ -65,7 +65,7 @@ def test_every_form_gives_the_same_images_on_any_number_of_ranks(
     found = torch.zeros(11, 3, 6, 8, dtype=torch.uint8)
     numbers = []
     for rank in range(ranks):
-        monkeypatch.setattr(sample_files, "place", lambda rank=rank: (rank, ranks))
+        monkeypatch.setattr(sample_files, "rank_and_world_size", lambda rank=rank: (rank, ranks))
         for index, images in samples.batches(2):
             numbers += index.tolist()
             found[index] = images

@@ -12,13 +12,13 @@ from argen.data.codes import CodeWriter
 from argen.errors import UserError
 from argen.evaluation.code_stats.classes import class_divergence
 from argen.evaluation.code_stats.compressibility import adaptive_bits, compressibility
+from argen.evaluation.code_stats.dependence import neighbour_information, ngrams
 from argen.evaluation.code_stats.information import (
-    entropy,
+    entropy_bits,
     jensen_shannon,
     miller_madow,
     mutual_information,
 )
-from argen.evaluation.code_stats.neighbours import neighbour_information, ngrams
 from argen.evaluation.code_stats.page import write_page
 from argen.evaluation.code_stats.report import token_statistics
 from argen.evaluation.code_stats.words import joint_ids
@@ -27,16 +27,16 @@ from argen.spec import CodeSpec, Segment
 
 
 def test_entropy_of_known_laws() -> None:
-    assert entropy(np.array([5, 5, 5, 5])) == pytest.approx(2.0)
-    assert entropy(np.array([7, 0])) == 0
-    assert entropy(np.array([1, 3])) == pytest.approx(2 - 0.75 * math.log2(3))
+    assert entropy_bits(np.array([5, 5, 5, 5])) == pytest.approx(2.0)
+    assert entropy_bits(np.array([7, 0])) == 0
+    assert entropy_bits(np.array([1, 3])) == pytest.approx(2 - 0.75 * math.log2(3))
 
 
 def test_the_correction_takes_most_of_the_bias_away() -> None:
     rng = np.random.default_rng(0)
     counts = np.stack([np.bincount(rng.integers(0, 64, 640), minlength=64) for _ in range(50)])
-    plain = np.mean([entropy(row) for row in counts])
-    corrected = np.mean([entropy(row) + miller_madow(row) for row in counts])
+    plain = np.mean([entropy_bits(row) for row in counts])
+    corrected = np.mean([entropy_bits(row) + miller_madow(row) for row in counts])
     assert 6 - plain > 0.05
     assert abs(6 - corrected) < 0.01
 
@@ -217,7 +217,7 @@ def test_a_page_and_numbers_of_every_kind(kind: str, tmp_path) -> None:
 
 def test_fewer_images_are_spread_evenly(tmp_path) -> None:
     written(SPECS["plain"], tmp_path)
-    found = token_statistics(tmp_path, most=20)
+    found = token_statistics(tmp_path, max_images=20)
     assert (found["images"], found["of_images"]) == (20, 40)
 
 
@@ -229,4 +229,4 @@ def test_what_is_refused(tmp_path) -> None:
         token_statistics(tmp_path / "nothing")
     written(SPECS["plain"], tmp_path / "plain")
     with pytest.raises(UserError, match="at least 2"):
-        token_statistics(tmp_path / "plain", most=1)
+        token_statistics(tmp_path / "plain", max_images=1)

@@ -40,8 +40,8 @@ def test_last_frame_is_the_image(tokenizer, generator):
     # The confidence decoder is observed before it keeps the surest of its last candidates: all.
     torch.testing.assert_close(frames[-1], drawn.images, atol=1e-4, rtol=0)
     assert not torch.equal(frames[0], frames[-1])
-    assert len(preview.frames(most=3)) <= 3
-    assert torch.equal(preview.frames(most=3)[-1], frames[-1])
+    assert len(preview.frames(max_frames=3)) <= 3
+    assert torch.equal(preview.frames(max_frames=3)[-1], frames[-1])
 
 
 def test_decoder_of_the_first_case_notes_every_pass():

@@ -1,6 +1,6 @@
 """How far classes differ in the codes they use.
 
-Letters: N images, L positions, K words that occur, C classes.
+Shapes: N images, L positions, K words that occur, C classes.
 """
 
 from __future__ import annotations

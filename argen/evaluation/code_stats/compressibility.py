@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from argen.evaluation.code_stats.information import counts_of, entropy
+from argen.evaluation.code_stats.information import counts_of, entropy_bits
 
-MOST = 2**22  # codes that are compressed; LZMA does about a million a second
+MAX_CODES = 2**22  # codes that are compressed; LZMA does about a million a second
 
 
 def compressibility(ids_NL: np.ndarray, vocabulary_bits: float, *, seed: int = 0) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def compressibility(ids_NL: np.ndarray, vocabulary_bits: float, *, seed: int = 0
         vocabulary_bits: log2 of the vocabulary, the price of a code without any model.
         seed: of the shuffle.
     """
-    kept = ids_NL[: max(1, MOST // ids_NL.shape[1])].reshape(-1)
+    kept = ids_NL[: max(1, MAX_CODES // ids_NL.shape[1])].reshape(-1)
     largest = int(kept.max())
     kind = np.dtype("u1" if largest < 2**8 else "<u2" if largest < 2**16 else "<u4")
     plain = kept.astype(kind)
@@ -38,7 +38,7 @@ def compressibility(ids_NL: np.ndarray, vocabulary_bits: float, *, seed: int = 0
         "codes": int(kept.size),
         "bytes_per_code": kind.itemsize,
         "uniform": vocabulary_bits,
-        "unigram_entropy": entropy(counts),
+        "unigram_entropy": entropy_bits(counts),
         "adaptive_unigram": adaptive_bits(counts, vocabulary_bits),
         "zlib": _zlib(plain),
         "lzma": _lzma(plain),

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 
-def entropy(counts: np.ndarray) -> float:
+def entropy_bits(counts: np.ndarray) -> float:
     """Return the entropy in bits of a distribution given by counts (any shape)."""
     filled = counts[counts > 0].astype(np.float64)
     shares = filled / filled.sum()
@@ -38,12 +38,12 @@ def paired(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def mutual_information(first: np.ndarray, second: np.ndarray) -> float:
     """Return the plug-in mutual information in bits of paired whole numbers >= 0."""
-    pairs = entropy(counts_of(paired(first, second)))
-    return entropy(counts_of(first)) + entropy(counts_of(second)) - pairs
+    pairs = entropy_bits(counts_of(paired(first, second)))
+    return entropy_bits(counts_of(first)) + entropy_bits(counts_of(second)) - pairs
 
 
 def jensen_shannon(first: np.ndarray, second: np.ndarray) -> float:
     """Return the Jensen-Shannon divergence, in [0, 1] bits, of counts over the same things."""
     p, q = first / first.sum(), second / second.sum()
     middle = (p + q) / 2
-    return max(0.0, entropy(middle) - (entropy(p) + entropy(q)) / 2)
+    return max(0.0, entropy_bits(middle) - (entropy_bits(p) + entropy_bits(q)) / 2)

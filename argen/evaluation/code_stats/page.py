@@ -94,7 +94,7 @@ def _innovation(place: Axes, statistics: dict[str, Any]) -> None:
 def _positions(place: Axes, statistics: dict[str, Any]) -> None:
     found, segments = statistics["positions"], statistics["segments"]
     values = found["entropy_bits"]
-    most = found["most_that_can_be_seen_bits"]
+    visible = found["most_that_can_be_seen_bits"]
     h, w = segments[0]["shape"]
     if len(segments) == 1 and min(h, w) > 1:
         image = place.imshow(np.array(values).reshape(h, w), cmap="viridis")
@@ -106,7 +106,7 @@ def _positions(place: Axes, statistics: dict[str, Any]) -> None:
             place.axvline(start - 0.5, color=LIGHT, linewidth=0.8)
         place.set(xlabel="position" if len(segments) == 1 else "position, scale by scale")
         place.set_ylabel("bits")
-    place.set_title(f"entropy of each position (at most {most:.1f} visible)")
+    place.set_title(f"entropy of each position (at most {visible:.1f} visible)")
 
 
 def _neighbours(place: Axes, statistics: dict[str, Any]) -> None:

@@ -15,22 +15,22 @@ from argen.data.codes import CodeDataset
 from argen.errors import UserError
 from argen.evaluation.code_stats.classes import class_divergence
 from argen.evaluation.code_stats.compressibility import compressibility
-from argen.evaluation.code_stats.information import counts_of, entropy, miller_madow
-from argen.evaluation.code_stats.neighbours import neighbour_information, ngrams
+from argen.evaluation.code_stats.dependence import neighbour_information, ngrams
+from argen.evaluation.code_stats.information import counts_of, entropy_bits, miller_madow
 from argen.evaluation.code_stats.words import Words, read_words
 from argen.evaluation.code_stats.zipf import innovation, spaced, zipf_fit
 
-MOST_IMAGES = 50_000
+MAX_IMAGES = 50_000
 
 
 def token_statistics(
-    directory: Path | str, *, most: int | None = None, seed: int = 0
+    directory: Path | str, *, max_images: int | None = None, seed: int = 0
 ) -> dict[str, Any]:
     """Count and measure the codes of one side of a data set.
 
     Args:
         directory: of code shards, or one that holds `train` (which is taken) and `val`.
-        most: images at most, spread evenly; 50,000 when None.
+        max_images: looked at, spread evenly; 50,000 when None.
         seed: of shuffles and orders.
 
     Returns:
@@ -39,13 +39,13 @@ def token_statistics(
     Raises:
         UserError: no codes there, continuous ones, or too few.
     """
-    if most is not None and most < 2:
-        raise UserError(f"n={most}: token statistics need at least 2 images.")
+    if max_images is not None and max_images < 2:
+        raise UserError(f"n={max_images}: token statistics need at least 2 images.")
     path = Path(directory)
     if not (path / "manifest.json").is_file() and (path / "train").is_dir():
         path = path / "train"
     dataset = CodeDataset(path)
-    words = read_words(dataset, most=most or MOST_IMAGES)
+    words = read_words(dataset, max_images=max_images or MAX_IMAGES)
     ids_NL = words.ids_NL
     return {
         "codes": str(path),
@@ -85,7 +85,7 @@ def in_words(found: dict[str, Any]) -> list[str]:
 
 def _unigram(words: Words) -> dict[str, Any]:
     counts = counts_of(words.ids_NL)
-    bits = entropy(counts)
+    bits = entropy_bits(counts)
     # An integer where a float is exact; sixty-four bits and more are given by their logarithm.
     vocabulary = words.spec.vocab_size if words.vocabulary_bits < 53 else None
     return {
@@ -106,7 +106,7 @@ def _positions(words: Words) -> dict[str, Any]:
     plain, corrected = [], []
     for column in words.ids_NL.T:
         counts = counts_of(column)
-        plain.append(entropy(counts))
+        plain.append(entropy_bits(counts))
         corrected.append(plain[-1] + miller_madow(counts))
     return {
         "entropy_bits": plain,
@@ -125,8 +125,8 @@ def _segments(words: Words, seed: int) -> list[dict[str, Any]]:
             {
                 "shape": list(shape),
                 "distinct": len(counts),
-                "entropy_bits": entropy(counts),
-                "entropy_bits_corrected": entropy(counts) + miller_madow(counts),
+                "entropy_bits": entropy_bits(counts),
+                "entropy_bits_corrected": entropy_bits(counts) + miller_madow(counts),
                 "neighbours": neighbour_information(ids_Nhw, seed=seed),
             }
         )
@@ -141,12 +141,12 @@ def _parts(words: Words) -> dict[str, Any] | None:
     if words.parts_NLG.shape[-1] == 1:
         return None
     each = [counts_of(column) for column in np.moveaxis(words.parts_NLG, -1, 0)]
-    entropies = [entropy(counts) for counts in each]
+    entropies = [entropy_bits(counts) for counts in each]
     return {
         "of": "bits" if words.spec.kind == "binary" else "sub-tokens",
         "distinct": [len(counts) for counts in each],
         "entropy_bits": entropies,
-        "shared_bits": sum(entropies) - entropy(counts_of(words.ids_NL)),
+        "shared_bits": sum(entropies) - entropy_bits(counts_of(words.ids_NL)),
     }
 
 

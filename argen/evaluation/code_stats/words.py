@@ -1,6 +1,6 @@
 """Codes as words: one whole number a position, whatever the codes are made of.
 
-Letters: N images, L positions, G sub-tokens or bits, V vocabulary, K words that occur.
+Shapes: N images, L positions, G sub-tokens or bits, V vocabulary, K words that occur.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class Words:
         return found
 
 
-def read_words(dataset: CodeDataset, *, most: int) -> Words:
+def read_words(dataset: CodeDataset, *, max_images: int) -> Words:
     """Return the words of a code directory's images, first view (the one not augmented).
 
     Args:
         dataset: discrete or binary codes.
-        most: images at most, spread evenly over the directory, which may be sorted by class.
+        max_images: taken, spread evenly over the directory, which may be sorted by class.
 
     Raises:
         IncompatibleError: continuous codes, which have no vocabulary.
@@ -75,7 +75,7 @@ def read_words(dataset: CodeDataset, *, most: int) -> Words:
             f"{dataset.directory} holds {spec.describe()}: continuous codes have no vocabulary, so "
             "there are no tokens to count; give codes of a discrete or binary tokenizer."
         )
-    count = min(len(dataset), most)
+    count = min(len(dataset), max_images)
     if count < 2:
         raise UserError(
             f"Token statistics need at least 2 images, not {count} ({dataset.directory})."

@@ -1,6 +1,6 @@
 """What codes tell about their neighbours: mutual information on the grid, n-grams in raster order.
 
-Letters: N images, h w code grid, L positions.
+Shapes: N images, h w code grid, L positions.
 """
 
 from __future__ import annotations
@@ -9,7 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from argen.evaluation.code_stats.information import counts_of, entropy, mutual_information, paired
+from argen.evaluation.code_stats.information import (
+    counts_of,
+    entropy_bits,
+    mutual_information,
+    paired,
+)
 from argen.evaluation.code_stats.words import joint_ids
 
 DISTANCES = (1, 2, 4, 8)
@@ -72,7 +77,7 @@ def ngrams(ids_NL: np.ndarray, *, longest: int = 3, seed: int = 0) -> list[dict[
     before, before_shuffled = 0.0, 0.0
     for n in range(1, min(longest, ids_NL.shape[1]) + 1):
         counts = counts_of(_windows(ids_NL, n))
-        bits, chance = entropy(counts), entropy(counts_of(_windows(shuffled, n)))
+        bits, chance = entropy_bits(counts), entropy_bits(counts_of(_windows(shuffled, n)))
         rows.append(
             {
                 "n": n,
