@@ -90,7 +90,7 @@ def _score_samples(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
         ((images, index) for index, images in samples.batches(batch_size)),
         protocol=protocol,
         labels=labels,
-        source=build({**data, "image_size": list(samples.size)}) if data else None,
+        source=build({**data, "image_size": list(samples.size)}, trust=True) if data else None,
         samples=samples.count,
         out=out,
         about={"images": samples.name, "image_size": list(samples.size)},
@@ -123,7 +123,7 @@ def _score_model(settings: dict[str, Any]) -> tuple[dict[str, Any], Path]:
         seed=settings["seed"],
         directory=out.parent,
         batch_size=settings["batch_size"],
-        decoder=build(settings["decoder"]) if settings.get("decoder") else None,
+        decoder=build(settings["decoder"], trust=True) if settings.get("decoder") else None,
         rounding=protocol.rounding,
         precision=settings["precision"],
         **sampling,
@@ -258,14 +258,24 @@ def _pipeline(settings: dict[str, Any]) -> Any:
 
 def _source(settings: dict[str, Any], pipe: Any, protocol: Any) -> Any:
     """Return the data set that a score needs, or None where it needs none."""
-    from argen.build import build
+    from argen.build import build, build_stored
+    from argen.data.images import ImageSource
 
-    data = settings.get("data") or pipe.provenance.get("data_config")
+    size = {"image_size": list(pipe.tokenizer.image_size)}
+    if settings.get("data"):
+        return build({**settings["data"], **size}, trust=True)
+    data = pipe.provenance.get("data_config")
     if data is None:
         if protocol.reference not in ("train", "originals") or settings["reference"]:
             return None
         raise UserError("This model does not say what it was trained on; give data=CHOICE.")
-    return build({**data, "image_size": list(pipe.tokenizer.image_size)})
+    return build_stored(
+        {**data, **size} if isinstance(data, dict) else data,
+        ImageSource,
+        source=Path(settings["model"]) / "config.json",
+        trust=settings["trust"],
+        functions="data",
+    )
 
 
 def _out(settings: dict[str, Any], protocol: Any) -> Path:

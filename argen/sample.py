@@ -38,7 +38,7 @@ def main(config: Any) -> None:
         trust=settings["trust"],
         text_encoder=settings.get("text_encoder"),
     )
-    decoder = build(settings["decoder"]) if settings.get("decoder") else None
+    decoder = build(settings["decoder"], trust=True) if settings.get("decoder") else None
     decoder = pipe.strategy(decoder, known=settings["image"] is not None)
     if settings["require_exact"]:
         decoder.require_exact()

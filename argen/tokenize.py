@@ -22,9 +22,10 @@ def main(config: Any) -> None:
             settings["model"], device=own_device(settings["device"]), trust=settings["trust"]
         )
         settings["data"]["image_size"] = list(pipe.tokenizer.image_size)
-        source, views = build(settings["data"]), settings["views"]
+        source, views = build(settings["data"], trust=True), settings["views"]
         larger = larger_source(settings["data"], source, views, settings["crop"])
-        text = build(settings["text_encoder"]) if settings.get("text_encoder") else None
+        encoder = settings.get("text_encoder")
+        text = build(encoder, trust=True) if encoder else None
         out = require_writable(settings["out"])
         codes = write_codes(
             pipe.tokenizer,

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from argen.build import buildable
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance
 from argen.errors import IncompatibleError, UserError
@@ -44,6 +45,7 @@ class Observer(Protocol):
         """
 
 
+@buildable()
 class Decoder(ABC):
     """A sampling strategy.
 

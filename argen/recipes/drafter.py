@@ -74,7 +74,7 @@ class DrafterRecipe(Recipe):
         task = DrafterTask(
             drafter,
             target,
-            optim=build(stage["optim"]),
+            optim=build(stage["optim"], trust=True),
             steps=fit_settings.steps,
             seed=self.seed,
             **losses,

@@ -67,7 +67,7 @@ class Recipe:
     def source(self) -> ImageSource:
         """The images, read when first needed."""
         if self._source is None:
-            self._source = build(self.config["data"])
+            self._source = build(self.config["data"], trust=True)
         return self._source
 
     def run(self) -> Path:
@@ -113,19 +113,19 @@ class Recipe:
             return load(directory / "model", device=self.device).tokenizer
         torch.manual_seed(self.seed)
         size = self.config["data"].get("image_size", stage["tokenizer"].get("image_size"))
-        tokenizer = build(stage["tokenizer"], image_size=size)
+        tokenizer = build(stage["tokenizer"], trust=True, image_size=size)
         start_tokenizer(tokenizer, stage["init"], trust=self.config["trust"])
         fit_settings = self._fit_settings(stage)
         if fit_settings.channels_last:
             tokenizer.to(memory_format=torch.channels_last)
         source = self.source
         stream = self._stream(source.stream or source.train, source.val, fit_settings)
-        optim = build(stage["optim"])
+        optim = build(stage["optim"], trust=True)
         task = TokenizerTask(
             tokenizer,
             optim=optim,
             steps=fit_settings.steps,
-            objective=build(stage["objective"]),
+            objective=build(stage["objective"], trust=True),
             seed=self.seed,
         )
         record.begin()
@@ -177,7 +177,8 @@ class Recipe:
         stage, directory = self.stages["generator"], self.directory / "generator"
         settings = {k: stage[k] for k in GENERATOR_KEYS}
         settings |= {"tokenizer": codes["train"].tokenizer, "views": len(codes["train"].views)}
-        reader, text = reader_for(codes["train"], stage["generator"]), codes["train"].text or {}
+        trust, text = self.config["trust"], codes["train"].text or {}
+        reader = reader_for(codes["train"], stage["generator"], trust=trust)
         if reader is not None:
             settings["text"] = {key: text[key] for key in ("spec", "captions")}
         record = StageRecord(directory, settings)
@@ -187,10 +188,10 @@ class Recipe:
         spec, classes = codes["train"].spec, codes["train"].classes
         wanted: dict[str, Any] = {"num_classes": len(classes), "text": text.get("spec")}
         network = for_codes(stage["generator"], spec, **wanted)
-        generator = build(network)
+        generator = build(network, trust=True)
         generator.bind(tokenizer)
         fit_settings = self._fit_settings(stage)
-        optim = build(stage["optim"])
+        optim = build(stage["optim"], trust=True)
         sharded = fit_settings.trainer.get("strategy") == "fsdp2"
         make = ShardedGeneratorTask if sharded else GeneratorTask
         task = make(generator, optim=optim, steps=fit_settings.steps, seed=self.seed)
@@ -210,7 +211,7 @@ class Recipe:
             resume=self.config["auto_resume"],
         )
         if sharded:  # what was cut up stays so: the whole weights go into another
-            weights, generator = gathered(generator), build(network)
+            weights, generator = gathered(generator), build(network, trust=True)
             generator.bind(tokenizer)
             load_strict(generator, weights, source="the ranks' shards")
         pipe = Pipeline(

@@ -10,12 +10,14 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from argen.build import buildable
 from argen.errors import UserError
 
 FUSED = ("cpu", "cuda", "mps", "xpu")  # devices that torch has a fused AdamW for
 SCHEDULES = ("constant", "linear", "cosine", "stairs")
 
 
+@buildable()
 @dataclass(frozen=True)
 class Optim:
     """AdamW (arXiv 1711.05101) with a warm-up and a schedule.
