@@ -124,7 +124,7 @@ def read_config(path: Path, *, trust: bool = False) -> dict[str, Any]:
     names = config.get("class_names") or []
     if not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{place}: class_names holds more than names; export it again.")
-    if config.get("format", 0) > FORMAT:
+    if (config.get("format") or 0) > FORMAT:
         raise CheckpointError(f"{path} was written by a newer argen; upgrade with pip.")
     return config
 

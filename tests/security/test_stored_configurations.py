@@ -1,4 +1,4 @@
-"""Which names a stored configuration may say: every name of every module is tried, and mutations."""
+"""Which names a stored configuration may say: every name of argen is tried, and mutations."""
 
 from __future__ import annotations
 
@@ -332,7 +332,7 @@ def test_mutated_configurations_import_and_call_nothing_else(watch, tmp_path, mo
 
 
 def test_every_call_says_whom_it_trusts():
-    """In argen's own code: a call that leaves `trust` out is for a file, and must say which kind."""
+    """In argen's own code no call of `build` leaves to the default whom it trusts."""
     for path in sorted((ROOT / "argen").rglob("*.py")):
         for call in ast.walk(ast.parse(path.read_text())):
             if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
