@@ -113,7 +113,7 @@ def task(name: str, settings: Settings) -> TokenizerTask:
     config["weights"]["kl"] = settings.kl_weight
     return TokenizerTask(
         tokenizer(name).to(memory_format=torch.channels_last),
-        objective=build(config),
+        objective=build(config, trust=True),
         optim=Optim(lr=settings.lr, weight_decay=0.01, warmup=50),
         steps=settings.steps,
         seed=settings.seed,

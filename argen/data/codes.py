@@ -71,6 +71,18 @@ class CodeDataset(Dataset[dict[str, Tensor]]):
     ) -> None:
         self.directory = Path(directory) / split if split else Path(directory)
         self.manifest = _read_manifest(self.directory)
+        try:
+            self._open(verify)
+        except UserError:
+            raise
+        except Exception as error:  # a damaged manifest fails in whatever way its entries lead to
+            raise UserError(
+                f"{self.directory / 'manifest.json'} does not describe the codes beside it "
+                f"({type(error).__name__}: {error}): delete {self.directory} and tokenise again."
+            ) from error
+
+    def _open(self, verify: bool | None) -> None:
+        """Take everything from the manifest and look at the shards it names."""
         self.spec = CodeSpec.from_dict(self.manifest["spec"])
         self.classes: tuple[str, ...] = tuple(self.manifest["classes"])
         self.views: tuple[str, ...] = tuple(self.manifest["views"])

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from argen.build import buildable
 from argen.data.draws import hash_seed
 from argen.data.images import ImageSource, MemoryImages
 from argen.data.transforms import Augment, resize
@@ -21,6 +22,7 @@ from argen.images.pixels import as_size
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
+@buildable("data")
 def digits(
     image_size: int | Sequence[int] = 8, holdout: float = 0.1, seed: int = 0, shift: int = 0
 ) -> ImageSource:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from argen.build import buildable
 from argen.data.draws import hash_seed
 from argen.data.images import ImageSource, MemoryImages
 from argen.data.transforms import Augment, resize
@@ -72,6 +73,7 @@ class Emoji:
     caption: str
 
 
+@buildable("data")
 def emoji(
     image_size: int | Sequence[int] = 64,
     categories: Sequence[str] | None = None,

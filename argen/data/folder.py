@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 
+from argen.build import buildable
 from argen.data.captions import captions_of
 from argen.data.draws import hash_seed
 from argen.data.folder_scan import ARRANGE, ImageFile, directories, scan
@@ -33,6 +34,7 @@ CACHE_PIXEL_BYTES = 256 * 2**20
 CACHE_FILE_BYTES = 128 * 2**20
 
 
+@buildable("data")
 def folder(
     path: str | os.PathLike[str] | None = None,
     image_size: int | Sequence[int] = 256,

@@ -15,7 +15,6 @@ each position holds C means and C standard deviations, and reading draws from th
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from argen.errors import UserError
+from argen.runtime.files import read_json_object
 from argen.spec import CodeSpec
 
 FORMAT = 1
@@ -139,11 +139,11 @@ def shard_problem(directory: Path, plan: dict[str, Any], spec: CodeSpec, shard: 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
     """Return what a plan or manifest says, or None if there is no such file."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except ValueError as error:
+    try:
+        return read_json_object(path)
+    except UserError as error:
         raise UserError(
             f"{path} is damaged ({error}): delete {path.parent} and tokenise again."
         ) from error

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from argen.build import buildable
 from argen.data.images import ImageSource
 from argen.data.random_crop import random_crop
 from argen.data.shards import read_manifest
@@ -17,8 +19,32 @@ from argen.errors import UserError
 from argen.images.pixels import as_size
 
 MANIFEST = "manifest.json"
+SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]*:|-$)", re.IGNORECASE)  # of an address, or stdin
 
 
+def require_local(arguments: Mapping[str, Any]) -> None:
+    """Raise `UserError` unless all shards that a stored configuration names are local files.
+
+    Args:
+        arguments: of `webdataset`.
+    """
+    from webdataset.shardlists import expand_urls
+
+    for key in ("urls", "val_urls"):
+        given = arguments.get(key)
+        for url in [given] if isinstance(given, str) else given or ():
+            # Braces and variables may spell an address that the text as it stands does not show.
+            for one in expand_urls(str(url)):
+                if SCHEME.match(one) or not is_local(one):
+                    raise UserError(
+                        f"A stored configuration takes its images from {one[:80]!r}. Addresses and "
+                        f"commands are followed only where you give them yourself: add "
+                        f"data=webdataset data.{key}=..., or load with trust=true if you trust "
+                        "where the file comes from."
+                    )
+
+
+@buildable("data", check=require_local)
 def webdataset(
     urls: str | Sequence[str] | None = None,
     val_urls: str | Sequence[str] | None = None,
@@ -139,7 +165,7 @@ def expand(urls: str | Sequence[str] | None, key: str) -> list[str]:
 
 def is_local(url: str) -> bool:
     """Whether a shard is a file of this machine."""
-    return "://" not in url and not url.startswith("pipe:")
+    return "://" not in url and not url.lower().lstrip().startswith("pipe:")
 
 
 def local_file(url: str, *, cache_dir: str | None) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from argen.build import buildable
 from argen.decoding.context import SamplingContext
 from argen.errors import IncompatibleError, UserError
 from argen.generators.base import Generator
@@ -33,6 +34,7 @@ class DecodeResult:
     latents: Tensor | None = None
 
 
+@buildable()
 class Decoder(ABC):
     """A sampling strategy.
 

@@ -199,7 +199,9 @@ def foundation_features(
     try:
         # A masked autoencoder would hide most of the image from itself.
         hide = {"mask_ratio": 0.0} if "mae" in (Path(path) / "config.json").read_text() else {}
-        model = AutoModel.from_pretrained(str(path), local_files_only=True, **hide)
+        model = AutoModel.from_pretrained(
+            str(path), local_files_only=True, trust_remote_code=False, **hide
+        )
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as a vision model ({error}).") from error
     return FrozenFeatures(model, dim=int(model.config.hidden_size), size=size, leading=leading)

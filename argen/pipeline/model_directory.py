@@ -1,31 +1,44 @@
 """A model on disk: `config.json` and one safetensors file a part.
 
 The configuration says how to build the parts, their code spec, class names, sampling defaults and
-where the weights come from. It is data: only argen's own classes are built from it unless the
-reader trusts its source.
+where the weights come from, and the sha256 of the weight files. It is data: only registered classes
+are built from it unless the reader trusts its source, and files outside the directory are not read.
 """
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from argen import __version__
-from argen.build import build
+from argen.build import build_stored
 from argen.errors import CheckpointError, UserError
 from argen.generators.base import Generator
 from argen.layers.cpu.int8 import holds_int8
-from argen.runtime.checkpoint import load_strict, read_weights, save_weights
-from argen.runtime.files import read_json, write_json
+from argen.runtime.checkpoint import load_strict, read_part, save_weights
+from argen.runtime.files import file_inside, read_json_object, write_json
 from argen.runtime.no_init import no_init_weights
 from argen.spec import CodeSpec, require_same_spec
 from argen.tokenizers.base import Tokenizer
 
 FORMAT = 1
+Part = TypeVar("Part", bound=nn.Module)
+# What config.json may hold, and how that is called in messages.
+ENTRIES: dict[str, tuple[type, str]] = {
+    "format": (int, "a whole number"),
+    "spec": (dict, "an object"),
+    "tokenizer": (dict, "an object"),
+    "generator": (dict, "an object"),
+    "text": (dict, "an object"),
+    "class_names": (list, "a list"),
+    "defaults": (dict, "an object"),
+    "provenance": (dict, "an object"),
+    "sha256": (dict, "an object"),
+}
 
 
 def write_model(
@@ -54,10 +67,14 @@ def write_model(
         **about,
         "tokenizer": _config_of(tokenizer),
     }
-    save_weights(tokenizer.state_dict(), directory / "tokenizer.safetensors")
+    parts: dict[str, nn.Module] = {"tokenizer": tokenizer}
     if generator is not None:
         config["generator"] = _config_of(generator)
-        save_weights(generator.state_dict(), directory / "generator.safetensors")
+        parts["generator"] = generator
+    config["sha256"] = {
+        f"{part}.safetensors": save_weights(module.state_dict(), directory / f"{part}.safetensors")
+        for part, module in parts.items()
+    }
     write_json(directory / "config.json", config)
 
 
@@ -76,19 +93,40 @@ def read_model(
         raise CheckpointError(
             f"{path} is not an argen model directory (no config.json in it).{hint}"
         )
-    config = read_json(path / "config.json")
-    if config.get("format", 0) > FORMAT:
-        raise CheckpointError(f"{path} was written by a newer argen; upgrade with pip.")
-    tokenizer = _build_part(path, config, "tokenizer", trust=trust)
+    config = read_config(path, trust=trust)
+    tokenizer = _build_part(path, config, Tokenizer, trust=trust)  # type: ignore[type-abstract]
     if tokenizer is None:
         raise CheckpointError(f"{path / 'config.json'} describes no tokenizer.")
     require_same_spec(
         tokenizer.spec,
-        CodeSpec.from_dict(config["spec"]),
+        _spec(path, config),
         found_in=f"{path}: the tokenizer",
         wanted_by="its config.json",
     )
-    return tokenizer, _build_part(path, config, "generator", trust=trust), config
+    generator = _build_part(path, config, Generator, trust=trust)  # type: ignore[type-abstract]
+    return tokenizer, generator, config
+
+
+def read_config(path: Path, *, trust: bool = False) -> dict[str, Any]:
+    """Return the config.json of a model directory, of which every entry has its type.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, of a newer argen, or something else.
+    """
+    place = file_inside(path, "config.json", links=trust)
+    config = read_json_object(place)
+    for key, (kind, words) in ENTRIES.items():
+        if config.get(key) is not None and not isinstance(config[key], kind):
+            raise CheckpointError(
+                f"{place}: {key} is {type(config[key]).__name__}, not {words}. It is damaged or "
+                "not argen's: copy or export the model again."
+            )
+    names = config.get("class_names") or []
+    if not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{place}: class_names holds more than names; export it again.")
+    if (config.get("format") or 0) > FORMAT:
+        raise CheckpointError(f"{path} was written by a newer argen; upgrade with pip.")
+    return config
 
 
 def weights_fingerprint(module: nn.Module) -> str:
@@ -112,11 +150,24 @@ def _config_of(module: nn.Module) -> dict[str, Any]:
     return config
 
 
-def _build_part(path: Path, config: dict[str, Any], part: str, *, trust: bool) -> Any:
-    if part not in config:
+def _spec(path: Path, config: dict[str, Any]) -> CodeSpec:
+    try:
+        return CodeSpec.from_dict(config["spec"])
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path / 'config.json'}: spec describes no codes ({type(error).__name__}: {error}). "
+            "It is damaged: copy or export the model again."
+        ) from error
+
+
+def _build_part(path: Path, config: dict[str, Any], of: type[Part], *, trust: bool) -> Part | None:
+    part = of.__name__.lower()
+    if config.get(part) is None:
         return None
     with no_init_weights():
-        module = build(config[part], trust=trust)
-    weights = path / f"{part}.safetensors"
-    load_strict(module, read_weights(weights), source=str(weights))
+        module = build_stored(config[part], of, source=path / "config.json", trust=trust)
+    name = f"{part}.safetensors"
+    load_strict(module, read_part(path, name, config, trust=trust), source=str(path / name))
     return module

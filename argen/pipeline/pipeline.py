@@ -281,7 +281,8 @@ def load(
     Args:
         path: directory written by training, `argen.convert` or `Pipeline.save`.
         device: where to put it; the CPU when None.
-        trust: build classes from outside argen that the configuration names.
+        trust: build whatever the configuration names, code from outside argen too, and follow
+            links and addresses in it: for directories whose origin you know.
         text_encoder: directory of the text encoder, or how to build it, where the model does not
             say or it was moved.
 
@@ -292,10 +293,10 @@ def load(
     pipeline = Pipeline(
         tokenizer=tokenizer,
         generator=generator,
-        class_names=tuple(config.get("class_names", ())),
-        defaults=dict(config.get("defaults", {})),
-        provenance=dict(config.get("provenance", {})),
-        text=TextReader(config["text"], trust=trust) if config.get("text") else None,
+        class_names=tuple(config.get("class_names") or ()),
+        defaults=dict(config.get("defaults") or {}),
+        provenance=dict(config.get("provenance") or {}),
+        text=_text_reader(path, config, trust=trust),
     )
     if text_encoder is not None:
         conditioner = None if generator is None else generator.conditioner
@@ -317,3 +318,9 @@ def require_numbers(images: Tensor) -> Tensor:
             "precision=float32, and convert or train the model again if that does not help."
         )
     return images
+
+
+def _text_reader(path: Path | str, config: Mapping[str, Any], *, trust: bool) -> TextReader | None:
+    if not config.get("text"):
+        return None
+    return TextReader(config["text"], trust=trust, source=str(Path(path) / "config.json"))

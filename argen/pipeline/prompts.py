@@ -111,7 +111,7 @@ def reader_of(
     config["length"] = conditioner.length
     if conditioner.text is not None:
         config["padding"] = conditioner.text.padding
-    return TextReader(config)
+    return TextReader(config, trust=True)
 
 
 def class_ids(classes: Any, names: Sequence[str], *, count: int) -> list[int]:

@@ -61,11 +61,18 @@ def encoder_for(run: Mapping[str, Any], generator: Mapping[str, Any]) -> TextEnc
             "This generator reads no text: leave text_encoder out, or choose one that does, such "
             "as generator=quickstart_text."
         )
-    return build(config)
+    return build(config, trust=True)
 
 
-def reader_for(codes: CodeDataset, generator: Mapping[str, Any]) -> TextReader | None:
+def reader_for(
+    codes: CodeDataset, generator: Mapping[str, Any], *, trust: bool = False
+) -> TextReader | None:
     """Return what reads texts for a generator trained on these codes, None if it reads none.
+
+    Args:
+        codes: their manifest says how to build the encoder.
+        generator: configuration of the generator.
+        trust: allow encoders that are not argen's own.
 
     Raises:
         UserError: if it does and the codes have no text features.
@@ -77,7 +84,8 @@ def reader_for(codes: CodeDataset, generator: Mapping[str, Any]) -> TextReader |
             f"This generator reads text, but the codes in {codes.directory} have no text features: "
             "write them again with argen tokenize ... text_encoder=minilm (or pretrained)."
         )
-    return TextReader(codes.text["encoder"])
+    source = str(codes.directory / "manifest.json")
+    return TextReader(codes.text["encoder"], trust=trust, source=source)
 
 
 def shown_texts(source: ImageSource, *, each: int = 4) -> list[str]:
@@ -130,7 +138,7 @@ def about_text(text: TextEncoder, captions: Sequence[str]) -> dict[str, Any]:
     """Return what the manifest of code shards says of them."""
     return {
         "spec": text.spec.to_dict(),
-        "encoder": TextReader(text.config).config,  # type: ignore[arg-type]
+        "encoder": TextReader(text.config, trust=True).config,  # type: ignore[arg-type]
         "captions": hashlib.sha256("\n".join(captions).encode()).hexdigest(),
     }
 

@@ -75,7 +75,7 @@ class DrafterRecipe(Recipe):
         task = DrafterTask(
             drafter,
             target,
-            optim=build(stage["optim"]),
+            optim=build(stage["optim"], trust=True),
             steps=fitting.steps,
             seed=self.seed,
             **losses,

@@ -126,7 +126,7 @@ def larger_source(
     """
     if views != "ten_crop":
         return None
-    return build({**data, "image_size": larger_size(source.image_size, crop)})
+    return build({**data, "image_size": larger_size(source.image_size, crop)}, trust=True)
 
 
 def _transform(source: ImageSource, larger: ImageSource | None) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from argen.build import build
+from argen.build import build, build_stored
 from argen.data.images import ImageSource
 from argen.errors import UserError
 from argen.evaluation.code_stats.page import write_page
@@ -18,6 +19,7 @@ from argen.evaluation.reference_making import open_reference
 from argen.evaluation.report import evaluate, summary
 from argen.evaluation.sample_files import labels_in, open_samples
 from argen.pipeline import Pipeline, load
+from argen.pipeline.settings import effective
 from argen.pretrained.base import FeatureExtractor
 from argen.recipes.captions import evaluation_prompts
 from argen.recipes.score_request import ScoreRequest
@@ -81,7 +83,7 @@ def score_model(
         seed=request.seed,
         directory=out.parent,
         batch_size=request.batch_size,
-        decoder=build(request.decoder) if request.decoder else None,
+        decoder=build(request.decoder, trust=True) if request.decoder else None,
         rounding=protocol.rounding,
         precision=request.precision,
         **request.sampling,
@@ -154,7 +156,7 @@ def _score_samples(request: ScoreRequest) -> dict[str, Any]:
         raise UserError(
             "Say what the images are compared with: data=folder data.path=DIR, or reference=FILE."
         )
-    source = build({**data, "image_size": list(samples.size)}) if data else None
+    source = build({**data, "image_size": list(samples.size)}, trust=True) if data else None
     return evaluate(
         ((images, index) for index, images in samples.batches(request.batch_size)),
         protocol=protocol,
@@ -220,12 +222,21 @@ def data_of(request: ScoreRequest, pipe: Pipeline) -> ImageSource | None:
     Raises:
         UserError: it needs one, and neither the request nor the model says which.
     """
-    data = request.data or pipe.provenance.get("data_config")
+    size = {"image_size": list(pipe.tokenizer.image_size)}
+    if request.data:
+        return build({**request.data, **size}, trust=True)
+    data = pipe.provenance.get("data_config")
     if data is None:
         if request.protocol.reference not in ("train", "originals") or request.reference:
             return None
         raise UserError("This model does not say what it was trained on; give data=CHOICE.")
-    return build({**data, "image_size": list(pipe.tokenizer.image_size)})
+    return build_stored(
+        {**data, **size} if isinstance(data, dict) else data,
+        ImageSource,
+        source=Path(str(request.where)) / "config.json",
+        trust=request.trust,
+        functions="data",
+    )
 
 
 def _options(request: ScoreRequest, reference: Reference | None = None) -> dict[str, Any]:

@@ -82,7 +82,11 @@ def _with_defaults(config: Any) -> Any:
     """Return what is built with the plain defaults of its arguments."""
     if not isinstance(config, dict) or TARGET not in config:
         return config
-    takes = inspect.signature(locate(config[TARGET])).parameters.values()
+    try:
+        target = locate(config[TARGET], functions="data")
+    except UserError:  # a class of one's own, or a name that a stranger put there: not looked at
+        return config
+    takes = inspect.signature(target).parameters.values()
     defaults = {p.name: p.default for p in takes if isinstance(p.default, PLAIN)}
     return json.loads(json.dumps({**defaults, **config}))
 

@@ -82,9 +82,9 @@ def tokenize_data(request: TokenizingRequest) -> list[str]:
     """
     pipe = load(request.model, device=own_device(request.device), trust=request.trust)
     data = {**request.data, "image_size": list(pipe.tokenizer.image_size)}
-    source = build(data)
+    source = build(data, trust=True)
     larger = larger_source(data, source, request.views, request.crop)
-    text = build(request.text_encoder) if request.text_encoder else None
+    text = build(request.text_encoder, trust=True) if request.text_encoder else None
     out = require_writable(request.out)
     codes = write_codes(
         pipe.tokenizer,

@@ -68,7 +68,7 @@ class Recipe:
     def source(self) -> ImageSource:
         """The images, read when first needed."""
         if self._source is None:
-            self._source = build(self.config["data"])
+            self._source = build(self.config["data"], trust=True)
         return self._source
 
     def run(self) -> Path:
@@ -115,21 +115,23 @@ class Recipe:
             return load(directory / "model", device=self.device).tokenizer
         torch.manual_seed(self.seed)
         size = self.config["data"].get("image_size", stage["tokenizer"].get("image_size"))
-        tokenizer = build(stage["tokenizer"], image_size=size)
+        tokenizer = build(stage["tokenizer"], trust=True, image_size=size)
         start_tokenizer(tokenizer, stage["init"], trust=self.config["trust"])
         fitting = fit_settings(stage, self.source.train)
         if fitting.channels_last:
             tokenizer.to(memory_format=torch.channels_last)
         source = self.source
         stream = self._stream(source.stream or source.train, source.val, fitting)
-        optim = build(stage["optim"])
+        optim = build(stage["optim"], trust=True)
         discriminates = stage.get("discriminator_optim")
         task = TokenizerTask(
             tokenizer,
             optim=optim,
             steps=fitting.steps,
-            objective=build(stage["objective"]),
-            discriminator_optim=build(stage["optim"] | discriminates) if discriminates else None,
+            objective=build(stage["objective"], trust=True),
+            discriminator_optim=build(stage["optim"] | discriminates, trust=True)
+            if discriminates
+            else None,
             seed=self.seed,
         )
         record.begin()
@@ -181,7 +183,8 @@ class Recipe:
         stage, directory = self.stages["generator"], self.directory / "generator"
         settings = {k: stage[k] for k in GENERATOR_KEYS}
         settings |= {"tokenizer": codes["train"].tokenizer, "views": len(codes["train"].views)}
-        reader, text = reader_for(codes["train"], stage["generator"]), codes["train"].text or {}
+        trust, text = self.config["trust"], codes["train"].text or {}
+        reader = reader_for(codes["train"], stage["generator"], trust=trust)
         if reader is not None:
             settings["text"] = {key: text[key] for key in ("spec", "captions")}
         record = StageRecord(directory, settings)
@@ -191,10 +194,10 @@ class Recipe:
         spec, classes = codes["train"].spec, codes["train"].classes
         wanted: dict[str, Any] = {"num_classes": len(classes), "text": text.get("spec")}
         network = for_codes(stage["generator"], spec, **wanted)
-        generator = build(network)
+        generator = build(network, trust=True)
         generator.bind(tokenizer)
         fitting = fit_settings(stage, codes["train"])
-        optim = build(stage["optim"])
+        optim = build(stage["optim"], trust=True)
         sharded = fitting.trainer.get("strategy") == "fsdp2"
         make = ShardedGeneratorTask if sharded else GeneratorTask
         task = make(generator, optim=optim, steps=fitting.steps, seed=self.seed)
@@ -214,7 +217,7 @@ class Recipe:
             resume=self.config["auto_resume"],
         )
         if sharded:  # what was cut up stays so: the whole weights go into another
-            weights, generator = gathered(generator), build(network)
+            weights, generator = gathered(generator), build(network, trust=True)
             generator.bind(tokenizer)
             load_strict(generator, weights, source="the ranks' shards")
         pipe = Pipeline(

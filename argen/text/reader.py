@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from argen.build import TARGET, build, locate
-from argen.errors import UserError
+from argen.build import TARGET, build_stored, locate, require_registered
+from argen.errors import CheckpointError, UserError
 from argen.text.base import TextEncoder
 from argen.text.features import TextFeatures, TextSpec, require_same_text
 
@@ -19,26 +19,39 @@ class TextReader:
 
     Args:
         config: how to build the encoder; a path in it is kept absolute.
-        trust: build encoders from outside argen.
+        trust: allow encoders that are not argen's own; for what the user wrote.
+        source: the file that it stands in, for messages.
 
     Attributes:
         config: as given, paths absolute.
     """
 
-    def __init__(self, config: Mapping[str, Any], *, trust: bool = True) -> None:
-        self.config = dict(config)
+    def __init__(
+        self, config: Mapping[str, Any], *, trust: bool = False, source: str = "text_encoder"
+    ) -> None:
+        self.config, self._trust, self._source = dict(config), trust, source
+        if not isinstance(self.config.get(TARGET), str):
+            raise CheckpointError(f"{source} describes no text encoder: it has no _target_.")
+        if trust:
+            locate(self.config[TARGET], trust=True)
+        else:
+            require_registered(self.config, functions="text")
         for key in ("path", "tokenizer"):
-            if self.config.get(key):
+            if isinstance(self.config.get(key), str | Path):
                 self.config[key] = str(Path(self.config[key]).expanduser().resolve())
-        locate(self.config[TARGET], trust=trust)
         self._encoder: TextEncoder | None = None
 
     @property
     def encoder(self) -> TextEncoder:
         """The encoder, loaded now if it was not yet."""
         if self._encoder is None:
-            self._encoder = build(self.config)
-        assert self._encoder is not None
+            self._encoder = build_stored(
+                self.config,
+                TextEncoder,  # type: ignore[type-abstract]
+                source=self._source,
+                trust=self._trust,
+                functions="text",
+            )
         return self._encoder
 
     def __call__(

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from argen.build import buildable
 from argen.errors import UserError
 
 Scheduled = float | Callable[[int], float]
 
 
+@buildable()
 @dataclass(frozen=True)
 class Linear:
     """`start` until step `begin`, then in a straight line to `end` within `steps` steps.
@@ -33,6 +35,7 @@ class Linear:
         return self.start + (self.end - self.start) * done
 
 
+@buildable()
 @dataclass(frozen=True)
 class WarmupCosine:
     """In a straight line from `start` to `peak`, then down a half cosine to `end`; then `end`.

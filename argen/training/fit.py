@@ -120,7 +120,7 @@ def fit(
         enable_version_counter=False,
         save_on_train_epoch_end=True,
     )
-    options = {k: build(v) for k, v in settings.trainer.items() if v is not None}
+    options = {k: build(v, trust=True) for k, v in settings.trainer.items() if v is not None}
     device = pick_device(str(options.get("accelerator", "auto")))
     options["precision"] = pick_precision(str(options.get("precision", "auto")), device)
     stream.even = sharded
@@ -182,7 +182,7 @@ def _built(callbacks: Mapping[str, Any]) -> list[Callback]:
     Raises:
         UserError: one of them is no callback of Lightning's.
     """
-    made = [build(config) for config in callbacks.values() if config]
+    made = [build(config, trust=True) for config in callbacks.values() if config]
     for name, callback in zip(callbacks, made):
         if not isinstance(callback, Callback):
             raise UserError(f"callbacks.{name} is no callback: give callbacks.{name}._target_.")

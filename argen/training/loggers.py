@@ -62,7 +62,7 @@ def _own_logger(settings: dict[str, Any], directory: Path) -> Logger:
     takes = inspect.signature(locate(settings[TARGET])).parameters
     if "save_dir" in takes and "save_dir" not in given:
         given["save_dir"] = str(directory)
-    logger = build(given)
+    logger = build(given, trust=True)
     if not isinstance(logger, Logger):
         raise UserError(f"logger._target_={settings[TARGET]} is no logger of Lightning's kind.")
     return logger

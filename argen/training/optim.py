@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from argen.build import META, TARGET, build, locate
+from argen.build import META, TARGET, build, buildable, locate
 from argen.errors import UserError
 from argen.training.joined_optimizer import JoinedOptimizer
 from argen.training.schedule import Schedule
@@ -28,6 +28,7 @@ TRIAL = 100  # a run of fewer steps shows that things work: its warm-up may be l
 Length = int | float  # of a part of the run: steps (a whole number), or a share in (0, 1)
 
 
+@buildable()
 @dataclass(frozen=True)
 class Optim:
     """An optimiser, AdamW (arXiv 1711.05101) unless another is named, and a schedule.
@@ -192,7 +193,7 @@ class Optim:
         given = dict(self.optimizer or {})
         target = locate(given.pop(TARGET, None) or ADAMW)
         given.pop("_partial_", None)  # Hydra's word for what happens here in any case
-        return target, {name: build(value) for name, value in given.items()}
+        return target, {name: build(value, trust=True) for name, value in given.items()}
 
     def _matrices_only(self, target: Any) -> bool:
         if self.matrices_only is not None:
@@ -244,7 +245,9 @@ class Optim:
         if isinstance(target, type) and issubclass(target, ReduceLROnPlateau):
             raise UserError("ReduceLROnPlateau waits for a score; choose one that counts steps.")
         try:
-            made = target(optimizer, **{name: build(value) for name, value in given.items()})
+            made = target(
+                optimizer, **{name: build(value, trust=True) for name, value in given.items()}
+            )
         except (TypeError, ValueError) as error:
             raise UserError(f"optim.scheduler={target.__name__}: {error}") from error
         if not isinstance(made, LRScheduler):

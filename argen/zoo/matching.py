@@ -87,7 +87,7 @@ def _on_its_tokenizer(meta: Meta, tokenizer: Any) -> bool:
 
     def make() -> Any:
         with torch.device("meta"):
-            return build(config)
+            return build(config, trust=True)
 
     return same_arguments(config, tokenizer.config) and same_weights(tokenizer, make)
 

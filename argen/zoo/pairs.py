@@ -18,7 +18,7 @@ from argen.zoo.meta import Meta, card, published
 def tokenizer_of(name: str) -> Any:
     """Return the network of a tokenizer preset on the meta device: shapes and no values."""
     with torch.device("meta"):
-        return build(preset("tokenizer", name))
+        return build(preset("tokenizer", name), trust=True)
 
 
 @cache
@@ -35,7 +35,7 @@ def partner_of(name: str) -> Any:
     if config == preset("tokenizer", meta.tokenizer):
         return tokenizer_of(meta.tokenizer)
     with torch.device("meta"):
-        return build(config)
+        return build(config, trust=True)
 
 
 def partner_config(meta: Meta) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def generator_on(name: str, tokenizer: Any) -> Any:
         UserError: if it cannot model them.
     """
     with torch.device("meta"):
-        generator = build(for_codes(preset("generator", name), tokenizer.spec))
+        generator = build(for_codes(preset("generator", name), tokenizer.spec), trust=True)
         generator.bind(tokenizer)
     return generator
 

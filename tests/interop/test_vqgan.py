@@ -192,7 +192,7 @@ def test_published_loss_weights():
             }
         },
     }
-    objective = build(taming_objective.objective_config(config))
+    objective = build(taming_objective.objective_config(config), trust=True)
     assert objective.weights == {
         "l1": 1.0,
         "perceptual": 0.0,
@@ -204,7 +204,7 @@ def test_published_loss_weights():
     assert objective.discriminator_form == "vanilla"
     assert [objective.trains_discriminator(step) for step in (6, 7)] == [False, True]
     gumbel = {**CONFIG, "kl_weight": 0.1, "lossconfig": {"target": "DummyLoss"}}
-    assert build(taming_objective.objective_config(gumbel)).weights["kl"] == 0.1
+    assert build(taming_objective.objective_config(gumbel), trust=True).weights["kl"] == 0.1
 
 
 def test_llamagen_style_discriminator():

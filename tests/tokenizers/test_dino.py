@@ -66,7 +66,7 @@ def test_published_objective_trains_the_pyramid(monkeypatch):
     torch.manual_seed(0)
     config = preset("objective", "var_vqvae") | {"discriminator_start": 0, "adversarial_warmup": 1}
     config["discriminator"]["size"] = 96
-    objective = build(config)
+    objective = build(config, trust=True)
     tokenizer = build(preset("tokenizer", "tiny_multiscale"))
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     output = tokenizer(images)

@@ -195,9 +195,9 @@ def test_presets(name, images, monkeypatch):
         judge["channels"] = width
     if "convnext" in config.get("image_terms", {}):
         with pytest.raises(CheckpointError, match="download"):
-            build(config)
+            build(config, trust=True)
         del config["image_terms"]["convnext"]
-    ours = build(config)
+    ours = build(config, trust=True)
     step = max(ours.discriminator_start, ours.strength.begin) + ours.strength.steps
     images = nn.functional.interpolate(images[:2], size=32)
     names = ("codebook", "commitment", "kl", "indecision", "proxy")

@@ -53,7 +53,7 @@ def tokenizer_task(objective: str) -> TokenizerTask:
         config["weights"] |= {"entropy": 0.0, "sample_entropy": 0.0, "batch_entropy": 0.0}
     return TokenizerTask(
         build(preset("tokenizer", "tiny_vq"), image_size=16),
-        objective=build(config),
+        objective=build(config, trust=True),
         optim=Optim(warmup=1, lr=1e-3, eps=1e-4),
         # Later steps drift apart: the adversarial gradient is small, and Adam scales noise up.
         steps=STEPS if objective == "reconstruction" else 1,

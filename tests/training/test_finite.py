@@ -63,7 +63,7 @@ def tokenizer_task(objective: str) -> TokenizerTask:
     torch.manual_seed(0)
     return TokenizerTask(
         build(preset("tokenizer", "tiny_vq"), image_size=16),
-        objective=build(preset("objective", objective)),
+        objective=build(preset("objective", objective), trust=True),
         optim=Optim(warmup=1),
         steps=8,
     )

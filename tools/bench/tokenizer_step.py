@@ -90,7 +90,7 @@ def tokenizer_task(
         objective["image_terms"]["perceptual"]["vgg16"] = str(path)
         task = TokenizerTask(
             tokenizer,
-            objective=build(objective),
+            objective=build(objective, trust=True),
             # Adam as published: constant, without decay.
             optim=build({**preset("optim", "llamagen"), "weight_decay": 0.0}),
             steps=1,

@@ -209,7 +209,7 @@ class Comparison:
     def with_sampler(pipe: Pipeline, recipe: Recipe) -> Pipeline:
         """Return the pipeline, drawing with the strategy of its experiment."""
         if recipe.config["sampler"] is not None:
-            pipe.decoder = build(recipe.config["sampler"])
+            pipe.decoder = build(recipe.config["sampler"], trust=True)
         return pipe
 
     @staticmethod

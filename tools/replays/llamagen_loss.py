@@ -54,7 +54,7 @@ def _options(fixture: Fixture, name: str) -> dict[str, Any]:
 def _objective(fixture: Fixture, options: Mapping[str, Any]) -> Objective:
     """Return the losses; the recorded quantiser terms already have their weights."""
     config = llamagen_objective.objective_config(options, quantizer=dict.fromkeys(QUANTIZER, 1.0))
-    objective = build(config)
+    objective = build(config, trust=True)
     objective.discriminator.load_state_dict(
         llamagen_objective.discriminator_weights(fixture.weights), strict=True
     )

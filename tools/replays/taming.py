@@ -139,7 +139,7 @@ def _gumbel(fixture: Fixture, model: CNNTokenizer) -> dict[str, Tensor]:
 
 def _objective(fixture: Fixture) -> Objective:
     """Return the training losses with a discriminator that has the recorded weights."""
-    objective = build(taming_objective.objective_config(fixture.config))
+    objective = build(taming_objective.objective_config(fixture.config), trust=True)
     weights = taming_objective.discriminator_weights(fixture.weights)
     if objective.discriminator is not None:
         objective.discriminator.load_state_dict(weights)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argen.build import build
+from argen.build import build_stored
 from argen.decoding.filters import Filters
 from argen.decoding.guidance import Guidance, repeat_for_cfg
 from argen.decoding.speculative.acceptance import Rejection
@@ -28,9 +28,11 @@ from argen.decoding.speculative.lookahead import LookAhead
 from argen.errors import CheckpointError, IncompatibleError, UserError
 from argen.generators.base import Generator
 from argen.generators.conditioning import Cond
-from argen.runtime.checkpoint import load_strict, read_weights
-from argen.runtime.files import read_json
+from argen.runtime.checkpoint import load_strict, read_part
+from argen.runtime.files import file_inside, read_json_object
 from argen.spec import require_same_spec
+
+WEIGHTS = "generator.safetensors"
 
 
 @dataclass
@@ -188,14 +190,22 @@ class Speculative(LookAhead):
 
 
 def _load(directory: str) -> Generator:
-    """Return the generator of a model directory."""
-    path = Path(directory)
-    if not (path / "config.json").is_file():
-        raise CheckpointError(f"{path} is not an argen model directory (no config.json in it).")
-    config = read_json(path / "config.json").get("generator")
-    if config is None:
-        raise CheckpointError(f"{path} holds a tokenizer alone; draft with a trained generator.")
-    generator = build(config, trust=False)
-    weights = path / "generator.safetensors"
-    load_strict(generator, read_weights(weights), source=str(weights))
+    """Return the generator of a model directory; only registered classes are built."""
+    place = file_inside(directory, "config.json")
+    if not place.is_file():
+        raise CheckpointError(
+            f"{directory} is not an argen model directory (no config.json in it)."
+        )
+    config = read_json_object(place)
+    if config.get("generator") is None:
+        raise CheckpointError(
+            f"{directory} holds a tokenizer alone; draft with a trained generator."
+        )
+    generator = build_stored(
+        config["generator"],
+        Generator,  # type: ignore[type-abstract]
+        source=place,
+    )
+    weights = read_part(directory, WEIGHTS, config)
+    load_strict(generator, weights, source=str(Path(directory) / WEIGHTS))
     return generator

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from argen.build import build
+from argen.build import build_stored
 from argen.errors import CheckpointError, IncompatibleError
 from argen.generators.base import LossOutput
 from argen.generators.conditioning import Cond
@@ -33,10 +33,11 @@ from argen.layers.cache import KVCache, Window
 from argen.layers.noise import Noise
 from argen.layers.steps import arrange
 from argen.layers.transformer import Block
-from argen.runtime.checkpoint import load_strict, read_weights, save_weights
-from argen.runtime.files import read_json, write_json
+from argen.runtime.checkpoint import load_strict, read_part, save_weights
+from argen.runtime.files import file_inside, read_json_object, write_json
 from argen.spec import CodeSpec
 
+WEIGHTS = "drafter.safetensors"
 NOISE_LENGTH = 512  # tokens; the noise on the hidden vectors is given for sequences this long
 
 
@@ -232,25 +233,28 @@ def save_drafter(
         about: where its weights come from.
     """
     directory = Path(directory)
-    save_weights(drafter.state_dict(), directory / "drafter.safetensors")
+    sha256 = save_weights(drafter.state_dict(), directory / WEIGHTS)
     # The configuration comes last, so that half a drafter is never read.
-    write_json(
-        directory / "config.json", {"drafter": drafter.config, "provenance": {**(about or {})}}
-    )
+    described = {
+        "drafter": drafter.config,
+        "provenance": {**(about or {})},
+        "sha256": {WEIGHTS: sha256},
+    }
+    write_json(directory / "config.json", described)
 
 
 def load_drafter(directory: Path | str) -> FeatureDrafter:
-    """Read what `save_drafter` wrote.
+    """Read what `save_drafter` wrote; only registered classes are built, as of a model directory.
 
     Raises:
-        CheckpointError: if there is no drafter in the directory.
+        CheckpointError: if there is no drafter in the directory, or a damaged one.
     """
-    directory = Path(directory)
-    path = directory / "config.json"
-    config = read_json(path).get("drafter") if path.is_file() else None
-    if config is None:
+    path = file_inside(directory, "config.json")
+    config = read_json_object(path) if path.is_file() else {}
+    if config.get("drafter") is None:
         raise CheckpointError(f"{directory} holds no drafter: no config.json that describes one.")
-    drafter = build(config, trust=False)
-    weights = directory / "drafter.safetensors"
-    load_strict(drafter, read_weights(weights), source=str(weights))
+    drafter = build_stored(config["drafter"], FeatureDrafter, source=path)
+    load_strict(
+        drafter, read_part(directory, WEIGHTS, config), source=str(Path(directory) / WEIGHTS)
+    )
     return drafter.eval()

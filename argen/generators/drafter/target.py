@@ -40,7 +40,7 @@ def new_drafter(config: Mapping[str, Any], target: NextToken) -> FeatureDrafter:
         target: the trained generator.
     """
     own = {key: value for key, value in config.items() if value is not None}
-    drafter: FeatureDrafter = build({**facts(target), **own})
+    drafter: FeatureDrafter = build({**facts(target), **own}, trust=True)
     with torch.no_grad():
         drafter.embed.weight.copy_(code_vectors(target, drafter.embed.num_embeddings))
     return drafter
