@@ -8,8 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from argen.build import TARGET, current_config, locate
+from argen.build import TARGET, locate
 from argen.errors import UserError
+from argen.moved import current_config
 from argen.runtime.distributed import is_rank_zero
 from argen.runtime.files import read_json, write_json
 from argen.runtime.renamed import renamed_settings

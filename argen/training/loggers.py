@@ -59,7 +59,7 @@ def make_logger(
 
 def _own_logger(settings: dict[str, Any], directory: Path) -> Logger:
     given = {name: value for name, value in settings.items() if name != "kind"}
-    takes = inspect.signature(locate(settings[TARGET])).parameters
+    takes = inspect.signature(locate(settings[TARGET], trust=True)).parameters
     if "save_dir" in takes and "save_dir" not in given:
         given["save_dir"] = str(directory)
     logger = build(given, trust=True)

@@ -191,7 +191,7 @@ class Optim:
 
     def _target(self) -> tuple[Any, dict[str, Any]]:
         given = dict(self.optimizer or {})
-        target = locate(given.pop(TARGET, None) or ADAMW)
+        target = locate(given.pop(TARGET, None) or ADAMW, trust=True)
         given.pop("_partial_", None)  # Hydra's word for what happens here in any case
         return target, {name: build(value, trust=True) for name, value in given.items()}
 
@@ -241,7 +241,7 @@ class Optim:
                 else lambda step: self.decay(step, steps),
             )
         given = {name: value for name, value in self.scheduler.items() if name != "_partial_"}
-        target = locate(given.pop(TARGET, ""))
+        target = locate(given.pop(TARGET, ""), trust=True)
         if isinstance(target, type) and issubclass(target, ReduceLROnPlateau):
             raise UserError("ReduceLROnPlateau waits for a score; choose one that counts steps.")
         try:

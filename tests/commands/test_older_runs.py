@@ -16,7 +16,8 @@ import torch
 from runs import TINY, call
 
 import argen
-from argen.build import MOVED, build, current_path, locate
+from argen.build import build, locate
+from argen.moved import MOVED, current_path
 from argen.runtime.checkpoint import read_weights
 
 OLDER = Path(__file__).parents[1] / "golden" / "written_by_0_1"

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from argen.build import build
-from argen.decoding.filters import Filters
-from argen.decoding.guidance import Guidance
+from argen.decoding.context import SamplingContext
 from argen.generators.plan import Plan
 from argen.layers.noise import SeededNoise
 from argen.runtime.presets import for_codes, preset
@@ -94,10 +93,10 @@ def passes_of(decoder: str, *, steps: int) -> list[int]:
         result = strategy(
             generator,
             generator.conditioner(torch.tensor([0])),
-            guidance=Guidance(),
-            filters=Filters(),
-            noise=SeededNoise([0]),
-            observer=lambda positions, codes, params: told.append(positions.shape[1]),
+            SamplingContext(
+                noise=SeededNoise([0]),
+                observer=lambda positions, codes, outputs: told.append(positions.shape[1]),
+            ),
         )
     # `confidence` tells of all its candidates, and says itself how many it kept.
     return told if result.accepted is None else result.accepted[:, 0].tolist()

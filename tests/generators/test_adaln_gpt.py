@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from argen.build import build, current_config
+from argen.build import build
 from argen.errors import UserError
 from argen.generators.adaln_gpt import AdaLNGPT, AdaLNSubTokenGPT
+from argen.moved import current_config
 from argen.runtime.presets import for_codes, preset
 from argen.spec import CodeSpec, Segment
 

@@ -71,7 +71,7 @@ OPTIONS = {
 def test_parts_of_ones_own_in_every_block(name, spec):
     options = {k: v for k, v in OPTIONS.items() if name != "tiny_nar" or k != "rope"}
     torch.manual_seed(0)
-    model = build({**for_codes(preset("generator", name), spec), **options}).train()
+    model = build({**for_codes(preset("generator", name), spec), **options}, trust=True).train()
     for block in model.blocks:
         assert isinstance(block.attention_norm, nn.RMSNorm)
         assert block.attention_norm.eps == 1e-3
@@ -102,7 +102,7 @@ def test_strangers_models_bring_no_code():
 def test_a_rotary_table_of_another_length_is_refused():
     config = for_codes(preset("generator", "tiny_gpt"), SPEC)
     with pytest.raises(UserError, match="one row a code"):
-        build({**config, "rope": own("own_layers.too_short")})
+        build({**config, "rope": own("own_layers.too_short")}, trust=True)
     with pytest.raises(UserError, match="Unknown rope '3d'; use 2d, 1d"):
         build({**config, "rope": "3d"})
 

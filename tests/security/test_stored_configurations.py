@@ -31,7 +31,16 @@ from argen.training.optim import Optim
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "written_by_0_1" / "expected"
 CONTRACTS = (nn.Module, Decoder, Optim, Linear, WarmupCosine)
-PARTS = ("tokenizers", "generators", "objectives", "decoding", "text", "testing", "training")
+PARTS = (
+    "tokenizers",
+    "generators",
+    "layers",
+    "objectives",
+    "decoding",
+    "text",
+    "testing",
+    "training",
+)
 DATA = {
     "argen.data.digits.digits",
     "argen.data.emoji.emoji",
@@ -153,7 +162,7 @@ def test_a_link_by_another_module_is_not_the_class():
     assert locate("argen.decoding.speculative.Speculative").__name__ == "Speculative"  # its package
 
 
-@pytest.mark.parametrize("group", ["tokenizer", "generator", "decoder", "optim"])
+@pytest.mark.parametrize("group", ["tokenizer", "generator", "decoder"])
 def test_every_preset_may_stand_in_a_file(group):
     for name in preset_names(group):
         config = preset(group, name)
