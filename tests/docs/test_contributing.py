@@ -95,7 +95,7 @@ def test_tokenizer():
 def test_published_preset():
     path = "configs/tokenizer/somebody_vq16.yaml"
     meta = Meta.of(config(path)[META], where=path)
-    assert meta.parameters == 72_000_000
+    assert meta.parameters == 144_136
     assert meta.weights[0].link
     with torch.device("meta"):
         assert made(path).spec.vocab_size == 16384
