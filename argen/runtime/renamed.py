@@ -28,19 +28,22 @@ VALUES: dict[tuple[str, str], str] = {
 
 
 def renamed_word(word: str) -> str:
-    """Return an argument of the command line with the names of today: `fit.recompute=true`."""
+    """Return an argument of the command line with the names of today.
+
+    `fit.recompute=true` becomes `fit.gradient_checkpointing=true`. `+a.b=1` becomes `++a.b=1`: a plus
+    before a key is taken whether the key is there or not.
+    """
     key, equals, value = word.partition("=")
     bare = key.lstrip("+~")
     prefix, rest = _stage(bare)
     new = _new_key(rest)
     told = VALUES.get((new, value), value)
-    if (new, told) == (rest, value):
-        return word
     sign = key[: len(key) - len(bare)]
-    if sign == "+" and new != rest:
-        sign = "++"  # some old names had to be added, the new ones are there
+    if sign == "+" and "." in bare and "@" not in bare:
+        sign = "++"  # a key that had to be added once may be there now
     result = f"{sign}{prefix}{new}{equals}{told}"
-    _warn(word, result)
+    if (new, told) != (rest, value):
+        _warn(word, result)
     return result
 
 

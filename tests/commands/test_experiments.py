@@ -129,7 +129,7 @@ def test_recipe_is_read_and_builds(composed, name):
     known = {field.name for field in fields(FitSettings)} - {"trainer", "logger", "callbacks"}
     assert set(config["fit"]) == known
     assert config["fit"]["global_batch"] is not None
-    optim = build(config["optim"])
+    optim = build(config["optim"], trust=True)
     assert isinstance(optim, Optim)
     steps = config["fit"]["steps"]
     if config["fit"]["epochs"]:  # of ImageNet, the smallest of these sets of its kind
@@ -140,10 +140,12 @@ def test_recipe_is_read_and_builds(composed, name):
     takes = inspect.signature(locate(config["objective"]["_target_"])).parameters
     assert set(config["objective"]) - {"_target_"} <= set(takes)
     with torch.device("meta"):
-        tokenizer = build(config["tokenizer"])
+        tokenizer = build(config["tokenizer"], trust=True)
         assert all(p.is_meta for p in tokenizer.parameters())
         if stage == "generator":
-            generator = build(for_codes(config["generator"], tokenizer.spec, num_classes=1000))
+            generator = build(
+                for_codes(config["generator"], tokenizer.spec, num_classes=1000), trust=True
+            )
             generator.bind(tokenizer)
             assert all(p.is_meta for p in generator.parameters())
     train, *others = commands(name)
@@ -225,12 +227,12 @@ def small_objective(config):
 
 
 @pytest.fixture(scope="module")
-def random_images(tmp_path_factory):
+def images(tmp_path_factory):
     """A folder of two classes of bundled emoji."""
     from PIL import Image
 
     place = tmp_path_factory.mktemp("images")
-    source = build(preset("data", "emoji_quickstart") | {"image_size": 72})
+    source = build(preset("data", "emoji_quickstart") | {"image_size": 72}, trust=True)
     for label in (0, 1):
         (place / f"class{label}").mkdir()
         for number, index in enumerate((source.train.labels == label).nonzero()[:6, 0].tolist()):
@@ -264,7 +266,9 @@ def train_two_steps(config, images: Path, place: Path) -> dict:
         elif "SecondStage" in tokenizer["_target_"]:
             starts["_target_"] = "argen.tokenizers.cnn.CNNTokenizer"
         torch.manual_seed(0)
-        Pipeline(tokenizer=build(starts), class_names=("class0", "class1")).save(place / "start")
+        Pipeline(tokenizer=build(starts, trust=True), class_names=("class0", "class1")).save(
+            place / "start"
+        )
         if config.stage == "generator":
             config.model = str(place / "start")
         else:
@@ -272,7 +276,9 @@ def train_two_steps(config, images: Path, place: Path) -> dict:
     if tokenizer.get("proxy") and "encoder" in tokenizer["proxy"]:
         proxy = small_tokenizer(preset("tokenizer", "maskgit_vqgan"))
         proxy |= {part: tokenizer["proxy"][part] for part in ("encoder", "decoder", "quantizer")}
-        Pipeline(tokenizer=build(proxy), class_names=("class0", "class1")).save(place / "proxy")
+        Pipeline(tokenizer=build(proxy, trust=True), class_names=("class0", "class1")).save(
+            place / "proxy"
+        )
         config.init.proxy = str(place / "proxy")
     stages = {name: plain(stage_settings(config, name, ())) for name in config.stages}
     run = Recipe(plain(config), stages).run()

@@ -37,7 +37,7 @@ CASES = [
     ([QUICK], {("generator", "fit.steps"): 2200, ("tokenizer", "fit.ema"): 0.998}),
     ([QUICK, "optim.lr=1"], {("generator", "optim.lr"): 1, ("tokenizer", "optim.lr"): 1}),
     (["optim.lr=1", QUICK], {("generator", "optim.lr"): 1}),
-    ([QUICK, "+optim.lr=1"], None),  # Hydra: it is there already
+    ([QUICK, "+optim.lr=1"], {("generator", "optim.lr"): 1}),  # taken whether it is there or not
     ([QUICK, "++optim.lr=1"], {("generator", "optim.lr"): 1, ("drafter", "optim.lr"): 1}),
     ([QUICK, "++optim.lr=1e-3"], {("generator", "optim.lr"): 1e-3}),
     ([QUICK, "optim=llamagen"], {("generator", "optim.lr"): 1e-4, ("tokenizer", "optim.lr"): 1e-4}),

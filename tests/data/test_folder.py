@@ -14,7 +14,7 @@ from argen.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def random_images():
+def images():
     """Forty real images of two classes, as (class, PIL image)."""
     source = emoji(24, categories=["animals", "food"], shift=0)
     found = []

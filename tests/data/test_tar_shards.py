@@ -27,7 +27,7 @@ from argen.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def random_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty real images in two class folders."""
     root = tmp_path_factory.mktemp("images")
     source = emoji(24, categories=["animals", "food"], shift=0)

@@ -13,7 +13,7 @@ def test_every_old_key_of_the_command_line(old, new, prefix):
     new_prefix = "++" if prefix == "+" else prefix  # what had to be added may be there now
     with pytest.warns(FutureWarning, match=new):
         assert renamed_word(f"{prefix}{old}=7") == f"{new_prefix}{new}=7"
-    assert renamed_word(f"{prefix}{new}=7") == f"{prefix}{new}=7"
+    assert renamed_word(f"{prefix}{new}=7") == f"{new_prefix}{new}=7"
 
 
 @pytest.mark.parametrize(("key", "old", "new"), [(*place, new) for place, new in VALUES.items()])
@@ -36,6 +36,12 @@ def test_what_lies_below_an_old_key_follows_it():
         renewed = renamed_settings(config)
     terms = {"lpips": {"size": 64, "vgg16": "mine"}, "x": 1}
     assert renewed == {"objective": {"image_terms": terms}}
+
+
+def test_a_plus_is_taken_whether_the_key_is_there_or_not():
+    assert renamed_word("+optim.eps=1e-3") == "++optim.eps=1e-3"
+    assert renamed_word("+experiment=mine") == "+experiment=mine"
+    assert renamed_word("+optim@stages.generator.optim=rar") == "+optim@stages.generator.optim=rar"
 
 
 def test_words_that_are_not_settings_stay():

@@ -79,7 +79,7 @@ def objective():
     exec(CODE, module.__dict__)
     sys.modules["somebodys_losses"] = module
     torch.manual_seed(0)
-    yield build(yaml.safe_load(YAML))
+    yield build(yaml.safe_load(YAML), trust=True)
     del sys.modules["somebodys_losses"]
 
 
@@ -110,5 +110,7 @@ def test_a_term_that_ships_can_be_replaced():
         "image_terms": {"l2": {"_target_": "argen.objectives.image_terms.L2", "unit_range": True}},
     }
     images, made = torch.rand(2, 2, 3, 4, 4) * 2 - 1
-    total, _ = build(config).tokenizer_loss(images, TokenizerOutput(images=made), step=0)
+    total, _ = build(config, trust=True).tokenizer_loss(
+        images, TokenizerOutput(images=made), step=0
+    )
     torch.testing.assert_close(total, nn.functional.mse_loss((made + 1) / 2, (images + 1) / 2))

@@ -60,7 +60,7 @@ def test_a_warm_up_beyond_the_end_is_refused(caplog):
 def test_old_argument_names_are_built_with_a_warning():
     config = {"_target_": "argen.training.optim.Optim", "stair": 0.2, "plateau": 7, "final": 0.3}
     with pytest.warns(DeprecationWarning, match="is now") as told:
-        old = build(config)
+        old = build(config, trust=True)
     assert (old.gamma, old.hold, old.min_lr_ratio) == (0.2, 7, 0.3)
     said = " ".join(str(one.message) for one in told)
     assert all(f"is now {name};" in said for name in ("hold", "gamma", "min_lr_ratio"))
@@ -68,7 +68,7 @@ def test_old_argument_names_are_built_with_a_warning():
 
 @pytest.mark.parametrize("name", preset_names("optim"))
 def test_every_recipe_stays_between_nothing_and_its_peak(name):
-    optim = build(preset("optim", name))
+    optim = build(preset("optim", name), trust=True)
     factors = [optim.factor(step, 400_000) for step in range(0, 400_001, 50)]
     assert max(factors) == pytest.approx(1.0, abs=1e-3)
     assert min(factors) >= 0
@@ -153,14 +153,14 @@ class Halving(torch.optim.Optimizer):
 def test_any_class_can_be_named():
     own = {"_target_": f"{__name__}.Halving", "factor": 0.25}
     config = preset("optim", "adamw") | {"optimizer": own, "weight_decay": 0.0, "warmup": 0}
-    optim = build(config)
+    optim = build(config, trust=True)
     network, optimizer, _ = trained(optim, steps=2)
     assert isinstance(optimizer, Halving)
     assert torch.allclose(weights(network), weights(small()) / 16)
     with pytest.raises(UserError, match="no weight decay of its own"):
-        build({**config, "weight_decay": 0.1}).make_optimizer(small())
+        build({**config, "weight_decay": 0.1}, trust=True).make_optimizer(small())
     with pytest.raises(UserError, match="unexpected keyword"):
-        build({**config, "optimizer": {**own, "nothing": 1}}).make_optimizer(small())
+        build({**config, "optimizer": {**own, "nothing": 1}}, trust=True).make_optimizer(small())
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,9 @@ def test_classes_of_torch(target, more):
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 def test_muon_takes_the_matrices_and_adamw_the_rest():
-    optim = build(preset("optim", "muon") | {"lr": 0.01, "schedule": "constant", "warmup": 2})
+    optim = build(
+        preset("optim", "muon") | {"lr": 0.01, "schedule": "constant", "warmup": 2}, trust=True
+    )
     network, optimizer, scheduler = trained(optim, steps=8)
     matrices, rest = optimizer.parts
     assert type(matrices) is torch.optim.Muon
