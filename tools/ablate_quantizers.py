@@ -102,7 +102,8 @@ def tokenizer(name: str) -> Tokenizer:
                 **CNN,
             },
             "quantizer": quantizer,
-        }
+        },
+        trust=True,
     )
 
 

@@ -30,8 +30,8 @@ VALUES: dict[tuple[str, str], str] = {
 def renamed_word(word: str) -> str:
     """Return an argument of the command line with the names of today.
 
-    `fit.recompute=true` becomes `fit.gradient_checkpointing=true`. `+a.b=1` becomes `++a.b=1`: a plus
-    before a key is taken whether the key is there or not.
+    `fit.recompute=true` becomes `fit.gradient_checkpointing=true`, and `+a.b=1` becomes `++a.b=1`,
+    which is taken whether the key is there or not.
     """
     key, equals, value = word.partition("=")
     bare = key.lstrip("+~")

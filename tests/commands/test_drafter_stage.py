@@ -128,7 +128,7 @@ def test_a_finished_drafter_is_skipped_and_other_settings_are_refused(
         ("drafter.layers=2", "drafter.layers: 1, now 2"),
         ("drafter.loss.noise_scale=0.2", "drafter.loss.noise_scale: 0.1, now 0.2"),
         ("+stages.drafter.fit.ema=0", "fit.ema: 0.999, now 0"),
-        ("optim=eagle", "optim.clip_value: None, now 0.5"),
+        ("optim=eagle", "optim.clip_value: 0.0, now 0.5"),
     ):
         status, _, err = call(monkeypatch, capsys, *WORDS, word)
         assert status == 2

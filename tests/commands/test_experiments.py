@@ -80,8 +80,8 @@ TRAINED = [name for name in RECIPES if not name.startswith("laion256")]
 
 
 def marked(names):
-    """Mark all but one of each family as slow."""
-    return [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in names]
+    """Leave all but one of each family to FULL=1."""
+    return [n if n in FEW else pytest.param(n, marks=pytest.mark.full) for n in names]
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_recipe_is_read_and_builds(composed, name):
     config = plain(composed(name))
     stage = config["stage"]
     assert stage in ("tokenizer", "generator")
-    takes = inspect.signature(locate(config["data"]["_target_"])).parameters
+    takes = inspect.signature(locate(config["data"]["_target_"], trust=True)).parameters
     assert set(config["data"]) - {"_target_"} == set(takes)
     assert config["data"]["image_size"] == int(re.search(r"\d+", name.partition("/")[0])[0])
     known = {field.name for field in fields(FitSettings)} - {"trainer", "logger", "callbacks"}
@@ -137,7 +137,7 @@ def test_recipe_is_read_and_builds(composed, name):
     optim.check(steps)
     assert max(optim.factor(step, steps) for step in range(0, steps, max(1, steps // 500))) == 1.0
     controls({k: v for k, v in config["samples"].items() if k != "per_class"})
-    takes = inspect.signature(locate(config["objective"]["_target_"])).parameters
+    takes = inspect.signature(locate(config["objective"]["_target_"], trust=True)).parameters
     assert set(config["objective"]) - {"_target_"} <= set(takes)
     with torch.device("meta"):
         tokenizer = build(config["tokenizer"], trust=True)
@@ -220,8 +220,8 @@ def small_objective(config):
             made["discriminator"] = {**made["discriminator"], "channels": 8, "layers": 1}
         else:
             made["discriminator"] = smaller(made["discriminator"])
-    if "convnext" in made.get("perceptual", {}):  # its weights are in no package
-        made["perceptual"] = {k: v for k, v in made["perceptual"].items() if k != "convnext"}
+    if "convnext" in made.get("image_terms", {}):  # its weights are in no package
+        made["image_terms"] = {k: v for k, v in made["image_terms"].items() if k != "convnext"}
         made["weights"] = {k: v for k, v in made["weights"].items() if k != "convnext"}
     return made
 

@@ -288,7 +288,8 @@ def test_mutated_configurations_import_and_call_nothing_else(watch, tmp_path, mo
     monkeypatch.setattr(building, "_made", lambda *a: (calls.append(a[0]), original(*a))[1])
 
     def argument():
-        return rng.choice([*plain, "touch canary", str(tmp_path / "canary"), "planted", "os"])
+        chosen = rng.choice([*plain, "touch canary", str(tmp_path / "canary"), "planted", "os"])
+        return copy.deepcopy(chosen)  # a list that is shared could come to hold itself
 
     def target():
         kind = rng.random()

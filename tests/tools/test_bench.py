@@ -142,8 +142,16 @@ SMALL = ("rounds=1", "precisions=[float32]", "+changes.layers=1")
             *("precisions=[bfloat16]", "+changes.image_size=32", "+changes.encoder.channels=32"),
             "+changes.decoder.channels=32",
         ),
-        ("images", *SMALL, "models=[llamagen_b]", "batches=[1,2]"),
-        ("first", "rounds=1", "precisions=[float32,int8]", "+changes.layers=1", "more=['cfg=1.0']"),
+        pytest.param(
+            ("images", *SMALL, "models=[llamagen_b]", "batches=[1,2]"), marks=pytest.mark.full
+        ),
+        pytest.param(
+            (
+                *("first", "rounds=1", "precisions=[float32,int8]", "+changes.layers=1"),
+                "more=['cfg=1.0']",
+            ),
+            marks=pytest.mark.full,
+        ),
         (
             *("tokenizer", "rounds=1", "models=[tiny_vq]", "operations=[decode]"),
             *("precisions=[float32]", "layouts=[contiguous,channels_last]"),
@@ -152,7 +160,7 @@ SMALL = ("rounds=1", "precisions=[float32]", "+changes.layers=1")
             *("data", "rounds=1", "images=80", "side=40", "size=16", "models=[]"),
             "readers=[folder,webdataset]",
         ),
-        pytest.param(("evaluate", "rounds=1", "counts=[4]"), marks=pytest.mark.slow),
+        pytest.param(("evaluate", "rounds=1", "counts=[4]"), marks=pytest.mark.full),
     ],
 )
 def test_a_subject_by_command(words: tuple[str, ...], tmp_path: Path) -> None:

@@ -74,17 +74,17 @@ def tokenizer(
 ) -> Tokenizer:
     """Return a tokenizer with random weights."""
     torch.manual_seed(0)
-    return build(merged(preset("tokenizer", name), changes)).eval().to(device, dtype)
+    return build(merged(preset("tokenizer", name), changes), trust=True).eval().to(device, dtype)
 
 
 def generator(name: str, *, device: torch.device, dtype: torch.dtype, **changes: Any) -> Generator:
     """Return a generator with random weights that do not predict all codes alike."""
     how = published(name)
     with torch.device("meta"):
-        spec = build(merged(preset("tokenizer", how.tokenizer), how.changes)).spec
+        spec = build(merged(preset("tokenizer", how.tokenizer), how.changes), trust=True).spec
     torch.manual_seed(0)
     with device:
-        model = build({**for_codes(preset("generator", name), spec), **changes})
+        model = build({**for_codes(preset("generator", name), spec), **changes}, trust=True)
     if name.startswith("var_"):  # its inputs are made by the tokenizer's quantiser
         model.bind(tokenizer(how.tokenizer, device=device, dtype=dtype, changes=how.changes))
     for output in model.head.output_layers():

@@ -187,11 +187,11 @@ def decoder_of(
     if name == "compiled":
         decoder: Decoder = Sequential(compile=True)
     elif name == "published" and how.decoder:
-        decoder = build({**preset("decoder", how.decoder), **how.options})
+        decoder = build({**preset("decoder", how.decoder), **how.options}, trust=True)
     elif name == "published":
         decoder = default_decoder(network)
     else:
-        decoder = build({**preset("decoder", name), **options})
+        decoder = build({**preset("decoder", name), **options}, trust=True)
     if tokenizer is not None:
         decoder.bind(tokenizer)
     decoder.check(network)

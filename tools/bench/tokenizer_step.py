@@ -80,7 +80,7 @@ def tokenizer_task(
     """Return the task of a tokenizer with random weights, in the layout that argen trains in."""
     torch.manual_seed(0)
     config: Any = OmegaConf.merge(preset("tokenizer", model), dict(changes or {}))
-    tokenizer = build(OmegaConf.to_container(config))
+    tokenizer = build(OmegaConf.to_container(config), trust=True)
     if FitSettings.defaults()["channels_last"]:
         tokenizer = tokenizer.to(memory_format=torch.channels_last)
     objective = preset("objective", objective_of(model))
@@ -92,7 +92,7 @@ def tokenizer_task(
             tokenizer,
             objective=build(objective, trust=True),
             # Adam as published: constant, without decay.
-            optim=build({**preset("optim", "llamagen"), "weight_decay": 0.0}),
+            optim=build({**preset("optim", "llamagen"), "weight_decay": 0.0}, trust=True),
             steps=1,
         )
     return task.to(device).train()
