@@ -92,6 +92,7 @@ def test_a_job_of_slurm_trains_and_goes_on_after_its_limit(slurm: Path, tmp_path
     assert all((value == found[key]).all() for key, value in expected.items())
 
 
+@pytest.mark.full
 def test_two_ranks_by_submitit_on_this_machine(tmp_path: Path) -> None:
     words = [*WORDS, "cluster=submitit_local", "cluster.tasks=2", "cluster.gpus=2"]
     words += ["trainer=ddp", "trainer.accelerator=cpu", "fit.batch_size=4"]
@@ -116,6 +117,7 @@ def test_bad_input_of_a_job_stops_the_command(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.full
 def test_a_list_of_values_becomes_a_job_each(tmp_path: Path) -> None:
     words = [*WORDS, "cluster=submitit_local", "fit.steps=2", "seed=0,1", "name=run${seed}"]
     done = command(*words, cwd=tmp_path)

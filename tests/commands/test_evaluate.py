@@ -51,6 +51,7 @@ def test_two_ranks_score_the_same_set_as_one(workplace: Path) -> None:
         assert one[key] == two[key]
 
 
+@pytest.mark.full
 def test_drawn_in_another_precision(workplace: Path) -> None:
     words = [MODEL, "quick=true", "n=60", "device=cpu", "keep_samples=true"]
     sets = []

@@ -104,6 +104,7 @@ def test_an_optimiser_by_class_and_one_for_the_discriminator(monkeypatch, capsys
     assert settings["discriminator_optim"]["lr"] == 5e-4
 
 
+@pytest.mark.full
 def test_overfit_learns_few_samples_by_heart(monkeypatch, capsys) -> None:
     words = [word for word in ALL if not word.startswith("codes.")]
     status, _, err = call(monkeypatch, capsys, *words, "debug=overfit", "fit.steps=150")

@@ -16,7 +16,7 @@ MODEL = "model=outputs/digits/model"
 
 
 @pytest.fixture
-def images(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def random_images(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Five images of two sizes below one folder."""
     monkeypatch.chdir(workplace)
     folder = workplace / "images"

@@ -93,7 +93,7 @@ def test_a_signal_saves_and_asks_to_be_started_again(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.full), 2])
 def test_a_killed_tokenizer_with_its_discriminator_ends_the_same(
     tmp_path: Path, workers: int
 ) -> None:
